@@ -1,0 +1,71 @@
+"""The outcome of a comparison, as data: what the table prints and the page draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flatter.stats import Better, Judgement
+from flatter.study.records import Record
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSummary:
+    """One arm over all its seeds.
+
+    Attributes:
+        name: the arm's name, such as ``"leap"`` or ``"ralr (control)"``.
+        description: one line that says what the arm does to the learning rate.
+        control: name of the arm that has the same mean rate and no randomness; ``None`` for vanilla and for controls.
+            It is ``"vanilla"`` for a method whose mean factor is 1.
+        is_control: whether this arm is such a control.
+        n: number of seeds that finished.
+        failed: number of seeds that did not (crashed, or ended in a metric that is not finite).
+        mean: mean over the finished seeds of the metric after the final epoch.
+        sd: its standard deviation over seeds (n − 1).
+        best_mean: mean over seeds of the best epoch's metric: chosen on test data, so optimistic; never judged.
+        vs_vanilla: the paired comparison with vanilla; ``None`` for vanilla itself.
+        vs_control: the paired comparison with the control; ``None`` where there is none or it is vanilla.
+        time_ratio: time per epoch against vanilla: median over seeds of the ratio of the median epoch times.
+    """
+
+    name: str
+    description: str
+    control: str | None
+    is_control: bool
+    n: int
+    failed: int
+    mean: float
+    sd: float
+    best_mean: float
+    vs_vanilla: Judgement | None
+    vs_control: Judgement | None
+    time_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A finished (or interrupted) comparison.
+
+    Attributes:
+        task: name of the task.
+        metric: name of the metric that is judged, such as ``"test_error"``.
+        unit: its unit for axis labels, such as ``"%"``; may be empty.
+        better: ``"lower"`` or ``"higher"``.
+        level: the family-wise level of the tests, 0.05 by default.
+        seeds: the seeds, in order.
+        settings: the task's settings, as plain data.
+        arms: one summary per arm, vanilla first, each method followed by its control.
+        records: every trial's record.
+    """
+
+    task: str
+    metric: str
+    unit: str
+    better: Better
+    level: float
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    arms: tuple[ArmSummary, ...]
+    records: tuple[Record, ...]
