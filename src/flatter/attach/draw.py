@@ -1,0 +1,108 @@
+"""The factor of a perturbation at one step: one number for a group's rate, or a tensor over a parameter's elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from flatter.attach.identity import ALL, group_id
+from flatter.attach.shards import Block
+from flatter.noise import dispatch
+from flatter.noise.keys import derive_keys
+from flatter.perturbation import Perturbation
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """How optimizer steps make epochs.
+
+    Attributes:
+        steps_per_epoch: optimizer steps in one epoch, or ``None`` where no perturbation asks.
+        epochs: epochs of the whole training, or ``None`` likewise.
+    """
+
+    steps_per_epoch: int | None = None
+    epochs: int | None = None
+
+    def epoch(self, step: int) -> int:
+        """0-based epoch of a 0-based step."""
+        return 0 if self.steps_per_epoch is None else step // self.steps_per_epoch
+
+    def acts(self, perturbation: Perturbation, step: int) -> bool:
+        """Whether the step lies in the perturbation's window."""
+        return perturbation.window.is_always or perturbation.window.contains(self.epoch(step), self.epochs or 0)
+
+    def tick(self, perturbation: Perturbation, step: int) -> int:
+        """Number of the draw that this step uses: the step, the epoch, or 0."""
+        match perturbation.cadence:
+            case "step":
+                return step
+            case "epoch":
+                return self.epoch(step)
+            case _:
+                return 0
+
+
+def rate_factor(perturbation: Perturbation, seed: int, tick: int, stream: int, group: int) -> float:
+    """The factor of one group's rate, for scopes ``"all"`` and ``"group"``; a float32 value."""
+    unit = ALL if perturbation.scope == "all" else group_id(group)
+    return _rate_factor(perturbation, seed, tick, stream, unit)
+
+
+@lru_cache(maxsize=256)  # an epoch's draw serves all its steps
+def _rate_factor(perturbation: Perturbation, seed: int, tick: int, stream: int, unit: int) -> float:
+    key = _key(seed, tick, stream, unit, 0)
+    words = dispatch.words_run(lambda _: key, 0, 1, torch.device("cpu"))
+    return float(perturbation.distribution.sample(words))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One perturbation's draw for one parameter at one step, for the scopes that are finer than a group.
+
+    Attributes:
+        perturbation: what is drawn.
+        seed, tick, stream, unit: what the words are a function of.
+        key: (k0, k1) of segment 0, derived for all parameters at once.
+    """
+
+    perturbation: Perturbation
+    seed: int
+    tick: int
+    stream: int
+    unit: int
+    key: tuple[int, int]
+
+    def segment_key(self, segment: int) -> tuple[int, int]:
+        """(k0, k1) of any segment of the tensor."""
+        return self.key if segment == 0 else _key(self.seed, self.tick, self.stream, self.unit, segment)
+
+    def run(self, start: int, count: int, device: torch.device) -> Tensor:
+        """Factors of the elements ``start … start + count − 1`` of the whole tensor, all of one segment; float32."""
+        return self.perturbation.distribution.sample(dispatch.words_run(self.segment_key, start, count, device))
+
+    def block(self, block: Block, device: torch.device) -> Tensor:
+        """Factors of the elements held here; float32, to broadcast over ``block.local_shape``."""
+        match self.perturbation.scope:
+            case "tensor":
+                index = torch.zeros((1,) * len(block.shape), dtype=torch.int64)
+            case "channel":
+                index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64)
+            case _:
+                index = block.index()
+        words = dispatch.words_at(self.segment_key, index.to(device))
+        return self.perturbation.distribution.sample(words)
+
+
+def draws(perturbation: Perturbation, seed: int, tick: int, stream: int, units: list[int]) -> list[Draw]:
+    """One draw for each unit; the keys of all of them are derived together."""
+    keys = derive_keys(seed, tick, stream, units).tolist()
+    return [Draw(perturbation, seed, tick, stream, unit, (k0, k1)) for unit, (k0, k1) in zip(units, keys, strict=True)]
+
+
+def _key(seed: int, tick: int, stream: int, unit: int, segment: int) -> tuple[int, int]:
+    k0, k1 = derive_keys(seed, tick, stream, [unit], segment)[0].tolist()
+    return k0, k1

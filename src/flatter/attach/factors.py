@@ -1,0 +1,92 @@
+"""The factors of some perturbations for one optimizer: pure functions of (seed, step), whatever the training does."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from flatter.attach.blend import block_factor
+from flatter.attach.draw import Calendar, Draw, draws, rate_factor
+from flatter.attach.identity import parameter_ids
+from flatter.attach.shards import local_part
+from flatter.perturbation import Perturbation
+
+Stream = tuple[int, Perturbation]
+
+
+class Factors:
+    """What the perturbations of an optimizer draw.
+
+    Attributes:
+        perturbations: the perturbations; the position of each is its stream.
+        calendar: how steps make epochs.
+    """
+
+    def __init__(self, optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar) -> None:
+        self._optimizer = optimizer
+        self.perturbations = perturbations
+        self.calendar = calendar
+        self._ids: dict[Tensor, int] = {}
+
+    def acting(self, step: int) -> list[Stream]:
+        """The perturbations, with their streams, that do anything at a step."""
+        streams = enumerate(self.perturbations)
+        return [(stream, p) for stream, p in streams if not p.is_identity and self.calendar.acts(p, step)]
+
+    def coarse(self, step: int) -> list[Stream]:
+        """Those that multiply a group's rate."""
+        return [(stream, p) for stream, p in self.acting(step) if p.acts_on_rate]
+
+    def fine(self, step: int) -> list[Stream]:
+        """Those that are finer than a group and scale the update."""
+        return [(stream, p) for stream, p in self.acting(step) if not p.acts_on_rate]
+
+    def rate(self, of: Stream, seed: int, step: int, group: int) -> float:
+        """One perturbation's factor of one group's rate."""
+        stream, perturbation = of
+        return rate_factor(perturbation, seed, self.calendar.tick(perturbation, step), stream, group)
+
+    def rates(self, seed: int, step: int, group: int) -> float:
+        """The product of all factors of one group's rate."""
+        return math.prod(self.rate(of, seed, step, group) for of in self.coarse(step))
+
+    def draws(self, seed: int, step: int, parameters: list[Tensor]) -> list[list[Draw]]:
+        """For each parameter its draws, one for each acting perturbation that is finer than a group."""
+        units = self._units(parameters)
+        by_stream = [draws(p, seed, self.calendar.tick(p, step), stream, units) for stream, p in self.fine(step)]
+        return [list(drawn) for drawn in zip(*by_stream, strict=True)] if by_stream else [[] for _ in parameters]
+
+    def of_parameter(self, seed: int, step: int, parameter: Tensor) -> Tensor:
+        """The whole factor of one parameter; float32, broadcasts over the part that this process holds."""
+        rate = torch.tensor(self.rates(seed, step, self._group_of(parameter)), device=parameter.device)
+        drawn = self.draws(seed, step, [parameter])[0]
+        if not drawn:
+            return rate
+        local, block = local_part(parameter)
+        return rate * block_factor(drawn, block, local.device)
+
+    def effective_lr(self, seed: int, step: int) -> list[float]:
+        """Each group's rate with the noise in it: exact for coarse perturbations, the mean for finer ones."""
+        fine_mean = math.prod(p.distribution.mean for _, p in self.fine(step))
+        effective = []
+        for index, group in enumerate(self._optimizer.param_groups):
+            rate = float(group["lr"])
+            for of in self.coarse(step):
+                low, high = of[1].bounds
+                rate = min(max(rate * self.rate(of, seed, step, index), low), high)
+            effective.append(rate * fine_mean)
+        return effective
+
+    def _units(self, parameters: list[Tensor]) -> list[int]:
+        if any(parameter not in self._ids for parameter in parameters):  # at first, or a group was added
+            self._ids = parameter_ids(self._optimizer)
+        return [self._ids[parameter] for parameter in parameters]
+
+    def _group_of(self, parameter: Tensor) -> int:
+        for index, group in enumerate(self._optimizer.param_groups):
+            if any(parameter is own for own in group["params"]):
+                return index
+        raise ValueError("this tensor is not one of the optimizer's parameters")

@@ -1,0 +1,113 @@
+"""The meaning of the noise, in plain torch operations: every kernel must give these bits.
+
+One 32-bit word per element. torch has few operations on uint32, so a word travels as the int32 of the same bits:
+products and sums wrap alike, and a logical shift is an arithmetic one whose high bits are masked away.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import torch
+from torch import Tensor
+
+
+def _signed(bits: int) -> int:
+    """The int32 that has these 32 bits."""
+    return bits - (1 << 32) if bits >= 1 << 31 else bits
+
+
+def _float(bits: int) -> float:
+    """The float32 that has these 32 bits (as a Python float, which holds it exactly)."""
+    value: float = struct.unpack("<f", struct.pack("<I", bits))[0]
+    return value
+
+
+def _xorshift_(x: Tensor, shift: int) -> Tensor:
+    return x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))
+
+
+def words(index: Tensor, key: tuple[int, int]) -> Tensor:
+    """The random words of some elements of one unit.
+
+    ``x = index · 9E3779B9 + k0;  x ^= x >> 17;  x *= ED5AD4BB;  x ^= x >> 11;  x = x · AC4C1B51 + k1;``
+    ``x ^= x >> 15;  x *= 31848BAB;  w = x ^ (x >> 14)``, all modulo 2**32.
+
+    Args:
+        index: int32, any shape: the elements' logical indices modulo 2**28, all of one segment.
+        key: the segment's (k0, k1).
+
+    Returns:
+        int32, same shape: the bits of the uint32 words.
+    """
+    k0, k1 = key
+    x = (index * _signed(0x9E3779B9)).add_(_signed(k0))
+    _xorshift_(x, 17).mul_(_signed(0xED5AD4BB))
+    _xorshift_(x, 11).mul_(_signed(0xAC4C1B51)).add_(_signed(k1))
+    _xorshift_(x, 15).mul_(_signed(0x31848BAB))
+    return _xorshift_(x, 14)
+
+
+def uniform(w: Tensor) -> Tensor:
+    """``u = (w + 0.5) · 2**-32`` in (0, 1), float64: the float64 value is exact."""
+    return _unsigned(w).double().add_(0.5).mul_(2.0**-32)
+
+
+def below(w: Tensor, threshold: int) -> Tensor:
+    """``w < threshold`` for the unsigned words, 0 ≤ threshold ≤ 2**32; bool."""
+    if threshold == 1 << 32:
+        return torch.ones_like(w, dtype=torch.bool)
+    return w.bitwise_xor(_signed(1 << 31)) < _signed(threshold ^ (1 << 31))
+
+
+def rescale(w: Tensor, start: int, stop: int) -> Tensor:
+    """Words on [start, stop) stretched to all 32 bits: ``floor((w − start) · 2**31 / (stop − start)) · 2``.
+
+    A mixture spends one word on both its choice and its value; the last bit is lost, and no 64-bit product overflows.
+    """
+    stretched = ((_unsigned(w) - start) << 31) // (stop - start) << 1
+    return stretched.to(torch.int32)  # keeps the low 32 bits, which is the point
+
+
+def _unsigned(w: Tensor) -> Tensor:
+    return w.long().bitwise_and_(0xFFFFFFFF)
+
+
+# The inverse of the Normal distribution function, written on t = sqrt(−2 ln p) for the tail probability p:
+# a polynomial for the logarithm of the mantissa, the exponent's share through K, and a polynomial in t.
+_K = _float(0x4321EE17)
+_LOG = tuple(map(_float, (0xC0C39D6F, 0x40AAF1A6, 0xC052569F, 0x3FA22A84, 0xBE8CE073, 0x3CD27665)))  # L1 … L6
+_GAUSS = tuple(  # G0 … G7
+    map(_float, (0xBFE9396B, 0x40166591, 0xBF1D7224, 0x3E690212, 0xBD66A84D, 0x3C101F2B, 0xBA4C2AF4, 0x37F873D3))
+)
+
+
+def normal(w: Tensor) -> Tensor:
+    """Standard Normal values from words by an inverse distribution function; float32, |z| ≤ 6.23.
+
+    ``r = float32((w & 7FFFFFFF) | 1);  b = bits(r);  m = float((b & 7FFFFF) | 3F800000)``
+    ``q = L6; q = fma(q, m, L5) … fma(q, m, L1);  t = sqrt(fma(q, m, K − float(b >> 23)))``
+    ``z = G7; z = fma(z, t, G6) … fma(z, t, G0);  sign of z flipped where w ≥ 2**31``
+
+    torch has no fused multiply-add. A float32 product is exact in float64, so ``fma(a, b, c)`` is taken as the float64
+    sum rounded to float32: the same bits on every machine, and those of a hardware fma except where the float64 sum
+    itself was rounded onto the midpoint of two float32 numbers (about one in 2**29; then the last bit differs).
+    """
+    r = w.bitwise_and(0x7FFFFFFF).bitwise_or_(1).to(torch.float32)
+    bits = r.view(torch.int32)
+    mantissa = bits.bitwise_and(0x7FFFFF).bitwise_or_(0x3F800000).view(torch.float32).double()
+    exponent_share = _K - (bits >> 23).to(torch.float32)
+    q = _horner(_LOG, mantissa)
+    t = q.mul_(mantissa).add_(exponent_share).float().sqrt_().double()
+    z = _horner(_GAUSS, t).float()
+    return torch.where(w < 0, -z, z)
+
+
+def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
+    """Horner's rule with every fused multiply-add rounded to float32; float64 in and out."""
+    *rest, last = coefficients
+    value = torch.full_like(x, last)
+    rounded = torch.empty_like(x, dtype=torch.float32)
+    for coefficient in reversed(rest):
+        value.copy_(rounded.copy_(value.mul_(x).add_(coefficient)))
+    return value
