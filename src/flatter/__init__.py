@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from flatter import lr_scheduler
 from flatter.attach import Handle, perturb
 from flatter.distributions import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
 from flatter.methods import alrao, leap, lr_dropout, ralr, random_lr, random_lr_normal
 from flatter.perturbation import Perturbation, Window
+from flatter.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from flatter.study.arms import Arm, Peak
+    from flatter.study.comparison import Comparison
+    from flatter.study.trial import Trial
+    from flatter.workflow import compare
 
 __all__ = [
+    "Arm",
     "Bernoulli",
+    "Comparison",
     "Constant",
     "Distribution",
     "Handle",
     "LogUniform",
     "Mixture",
     "Normal",
+    "Peak",
     "Perturbation",
+    "Trial",
     "Uniform",
     "Window",
+    "__version__",
     "alrao",
+    "compare",
     "leap",
     "lr_dropout",
     "lr_scheduler",
@@ -30,3 +44,26 @@ __all__ = [
     "random_lr",
     "random_lr_normal",
 ]
+
+# Imported when first used: they need the packages of the "compare" extra, and the import of flatter stays quick.
+_LAZY = {
+    "Arm": "flatter.study.arms",
+    "Comparison": "flatter.study.comparison",
+    "Peak": "flatter.study.arms",
+    "Trial": "flatter.study.trial",
+    "compare": "flatter.workflow",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'flatter' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_LAZY[name])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("flatter"):
+            raise
+        raise ImportError(
+            f"flatter.{name} needs the package {error.name!r}, which is not installed: pip install 'flatter[compare]'"
+        ) from error
+    return getattr(module, name)

@@ -45,6 +45,25 @@ class ArmSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """What is trained and judged.
+
+    Attributes:
+        name: name of the task, or of the user's training function.
+        metric: the reported metric that is judged, by its value after the final epoch, such as ``"test_error"``.
+        unit: its unit, such as ``"%"``; may be empty.
+        better: ``"lower"`` or ``"higher"``.
+        settings: all that the training depends on besides arm and seed, as plain data.
+    """
+
+    name: str
+    metric: str
+    unit: str
+    better: Better
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """A finished (or interrupted) comparison.
 

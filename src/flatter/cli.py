@@ -1,0 +1,141 @@
+"""The command line, thin: it reads arguments, calls the library and turns errors into one line and a status."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+
+    from flatter.workflow import PAGE_NAME, compare_task
+except ModuleNotFoundError as _missing:  # the library alone was installed
+    if (_missing.name or "").startswith("flatter"):
+        raise
+    sys.stderr.write(f"error: the flatter command needs {_missing.name} and more: pip install 'flatter[compare]'\n")
+    sys.exit(2)
+
+from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
+from flatter.study.data import DataError
+from flatter.study.store import StoreError
+from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
+from flatter.version import __version__
+
+app = typer.Typer(
+    help="Random and peaked learning rates for PyTorch, and an honest test of whether they help.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flatter {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command()
+def tasks() -> None:
+    """List the built-in tasks."""
+    table = Table("task", "what it trains", "epochs", box=None)
+    for task in TASKS.values():
+        table.add_row(task.name, task.summary, str(task.settings.epochs))
+    Console().print(table)
+
+
+@app.command()
+def compare(
+    task: Annotated[str, typer.Argument(help="A task; `flatter tasks` lists them.")] = "digits-mlp",
+    arms: Annotated[
+        str, typer.Option(help="Methods, with or without settings: 'leap(sigma=0.1),lr_dropout,random_lr(alpha=8)'.")
+    ] = ",".join(DEFAULT_ARMS),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; fewer than 6 cannot reach a verdict.")] = 10,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of data files [default: FLATTER_DATA, else a download].")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for trials and report [default: runs/TASK].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each trial [default: the task's].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step [default: the task's].")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate [default: the task's].")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum [default: the task's].")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: the task's].")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw [default: the task's].")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, cosine or step [default: the task's].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cpu].")] = None,
+    controls: Annotated[bool, typer.Option(help="Add the controls that have each method's mean rate.")] = True,
+    level: Annotated[float, typer.Option(help="Share of false verdicts accepted, over all arms.")] = 0.05,
+    retry_failed: Annotated[bool, typer.Option(help="Run trials again that failed before.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write the report, print nothing.")] = False,
+) -> None:
+    """Train with and without each method, paired by seed, and say whether it helps.
+
+    Interrupted or killed, the same command goes on where it was: finished trials are kept in the output folder.
+    """
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "device": device,
+    }
+    folder = out if out is not None else Path("runs") / task
+    try:
+        compare_task(
+            task,
+            arms=split_arms(arms),
+            seeds=seeds,
+            settings={name: value for name, value in given.items() if value is not None},
+            data_dir=data_dir,
+            level=level,
+            controls=controls,
+            out=folder,
+            retry_failed=retry_failed,
+            quiet=quiet,
+        )
+    except KeyboardInterrupt:
+        _fail(
+            f"interrupted; finished trials are kept in {folder}, and the same command goes on from there", INTERRUPTED
+        )
+    except (ArmError, DataError, SettingsError, StoreError, UnknownTaskError) as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
+
+
+def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Runs the command line; a polite kill ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _terminated)
+    app()
+
+
+if __name__ == "__main__":
+    main()

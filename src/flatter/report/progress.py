@@ -1,0 +1,65 @@
+"""Live progress in the terminal: which trial runs, how far it is, how long the rest will take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flatter.study.records import Record
+from flatter.study.runner import TrialSpec
+
+
+class LiveProgress:
+    """A progress bar over all trials; tells of failed trials as they fail. A context manager.
+
+    Args:
+        console: where to draw.
+        shown: whether to draw at all; default ``True``.
+    """
+
+    def __init__(self, console: Console, *, shown: bool = True) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("trials"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            disable=not shown,
+        )
+        self._bar = self._progress.add_task("compare", total=None, detail="")
+
+    def __enter__(self) -> LiveProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, spec: TrialSpec, number: int, total: int) -> None:
+        """Names the trial that starts."""
+        self._progress.update(self._bar, total=total, completed=number, detail=f"{spec.arm.name}, seed {spec.seed}")
+
+    def reported(self, spec: TrialSpec, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Shows an epoch's metric."""
+        value = metrics.get(spec.subject.metric)
+        shown = "" if value is None else f": {spec.subject.metric} {value:.4g}"
+        self._progress.update(
+            self._bar, detail=f"{spec.arm.name}, seed {spec.seed}, epoch {epoch + 1}{shown}", refresh=False
+        )
+
+    def ended(self, spec: TrialSpec, record: Record, number: int, total: int) -> None:
+        """Counts a trial; a failed one is said aloud."""
+        self._progress.update(self._bar, total=total, completed=number + 1)
+        if record.status == "failed":
+            self._progress.console.print(
+                f"[yellow]{spec.arm.name}, seed {spec.seed} failed: {record.error}[/]", markup=True
+            )

@@ -1,0 +1,256 @@
+"""The verdicts in plain language: one sentence for the whole comparison, and a line or two for each method.
+
+A method is held against vanilla (does it help?) and against its control, an arm with the same mean rate and nothing
+else (is it more than the rate?). What the two say together also depends on how the control does against vanilla, so
+every combination has its own words in `EXPLANATIONS`. "Inconclusive" is never read as "equal".
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from flatter.report.rows import decimals, difference_unit, listing, number, p_value, with_unit
+from flatter.stats import Judgement
+from flatter.study.comparison import ArmSummary, Comparison
+
+Outcome = Literal["helps", "hurts", "inconclusive"]
+
+_CONTRADICTION = (
+    "Vanilla, the method and its control at the same mean rate are each shown to beat the next in a circle, "
+    "which cannot be: look at the differences seed by seed."
+)
+
+EXPLANATIONS: dict[tuple[Outcome, Outcome, Outcome], str] = {
+    # (the method against vanilla, the method against its control, the control against vanilla)
+    ("helps", "helps", "helps"): (
+        "Its control at the same mean rate helps too, but less: the mean rate explains part of the gain, not all of it."
+    ),
+    ("helps", "helps", "inconclusive"): (
+        "It also beats its control at the same mean rate: the gain is more than the mean rate's."
+    ),
+    ("helps", "helps", "hurts"): (
+        "Its control at the same mean rate hurts: the gain is the method's own, in spite of the rate."
+    ),
+    ("helps", "inconclusive", "helps"): (
+        "Its control at the same mean rate helps too, and no difference between the two was shown: "
+        "the mean rate is enough to explain the gain."
+    ),
+    ("helps", "inconclusive", "inconclusive"): (
+        "Its control at the same mean rate was not shown to differ from it, nor from vanilla: "
+        "whether the gain is more than the mean rate's is open."
+    ),
+    ("helps", "inconclusive", "hurts"): (
+        "Its control at the same mean rate hurts, so the mean rate does not explain the gain, "
+        "though the direct comparison of the two is inconclusive."
+    ),
+    ("helps", "hurts", "helps"): (
+        "Its control at the same mean rate does better still: "
+        "the gain is the mean rate's, and the method loses part of it."
+    ),
+    ("helps", "hurts", "inconclusive"): (
+        "It does worse than its control at the same mean rate: the gain is not the method's own."
+    ),
+    ("helps", "hurts", "hurts"): _CONTRADICTION,
+    ("hurts", "hurts", "hurts"): (
+        "Its control at the same mean rate hurts too, but less: the mean rate explains part of the harm, not all of it."
+    ),
+    ("hurts", "hurts", "inconclusive"): (
+        "It also does worse than its control at the same mean rate: the harm is more than the mean rate's."
+    ),
+    ("hurts", "hurts", "helps"): (
+        "Its control at the same mean rate helps: the harm is the method's own, in spite of the rate."
+    ),
+    ("hurts", "inconclusive", "hurts"): (
+        "Its control at the same mean rate hurts too, and no difference between the two was shown: "
+        "the mean rate is enough to explain the harm."
+    ),
+    ("hurts", "inconclusive", "inconclusive"): (
+        "Its control at the same mean rate was not shown to differ from it, nor from vanilla: "
+        "whether the harm is more than the mean rate's is open."
+    ),
+    ("hurts", "inconclusive", "helps"): (
+        "Its control at the same mean rate helps, so the mean rate does not explain the harm, "
+        "though the direct comparison of the two is inconclusive."
+    ),
+    ("hurts", "helps", "hurts"): (
+        "Its control at the same mean rate hurts more: the harm is the mean rate's, and the method undoes part of it."
+    ),
+    ("hurts", "helps", "inconclusive"): (
+        "It does better than its control at the same mean rate: the harm is not the method's own."
+    ),
+    ("hurts", "helps", "helps"): _CONTRADICTION,
+    ("inconclusive", "helps", "helps"): (
+        "It beats its control at the same mean rate, which itself helps: taken together a gain, "
+        "though the direct comparison with vanilla is inconclusive."
+    ),
+    ("inconclusive", "helps", "inconclusive"): (
+        "It beats its control at the same mean rate: the method helps at that rate, "
+        "but a gain over vanilla was not shown."
+    ),
+    ("inconclusive", "helps", "hurts"): (
+        "It beats its control at the same mean rate, which hurts: the method undoes harm that its mean rate does."
+    ),
+    ("inconclusive", "inconclusive", "helps"): (
+        "Its control at the same mean rate does help; no difference between the two was shown."
+    ),
+    ("inconclusive", "inconclusive", "inconclusive"): (
+        "Nor was it shown to differ from its control at the same mean rate."
+    ),
+    ("inconclusive", "inconclusive", "hurts"): (
+        "Its control at the same mean rate hurts; no difference between the two was shown."
+    ),
+    ("inconclusive", "hurts", "helps"): (
+        "It does worse than its control at the same mean rate, which helps: "
+        "the method undoes a gain that its mean rate brings."
+    ),
+    ("inconclusive", "hurts", "inconclusive"): (
+        "It does worse than its control at the same mean rate: the method hurts at that rate, "
+        "but a harm against vanilla was not shown."
+    ),
+    ("inconclusive", "hurts", "hurts"): (
+        "It does worse than its control at the same mean rate, which itself hurts: taken together a harm, "
+        "though the direct comparison with vanilla is inconclusive."
+    ),
+}
+
+
+def headline(comparison: Comparison) -> str:
+    """The whole comparison in one sentence: which methods help, hurt or are undecided, and whose the gain is."""
+    methods = _methods(comparison)
+    if not methods:
+        return "Only vanilla was run: there is nothing to compare."
+    clauses = []
+    for verdict, one, several in (
+        ("helps", "helps", "help"),
+        ("hurts", "hurts", "hurt"),
+        ("inconclusive", "is inconclusive", "are inconclusive"),
+        ("failed", "could not be tested", "could not be tested"),
+    ):
+        names = [arm.name for arm in methods if _verdict(arm.vs_vanilla) == verdict]
+        if names:
+            clauses.append(f"{listing(names)} {several if len(names) > 1 else one}")
+    helping = [arm for arm in methods if _verdict(arm.vs_vanilla) == "helps"]
+    if not helping:
+        return f"No method was shown to help: {'; '.join(clauses)}."
+    clauses[0] += _whose_gain(comparison, helping)
+    return f"Against vanilla, {'; '.join(clauses)}."
+
+
+def summary_lines(comparison: Comparison) -> list[str]:
+    """One line of plain language per method (not per control), in the comparison's order."""
+    return [_line(comparison, arm) for arm in _methods(comparison)]
+
+
+def _methods(comparison: Comparison) -> list[ArmSummary]:
+    return [arm for arm in comparison.arms[1:] if not arm.is_control]
+
+
+def _verdict(judgement: Judgement | None) -> str:
+    return "failed" if judgement is None else judgement.verdict
+
+
+def _whose_gain(comparison: Comparison, helping: list[ArmSummary]) -> str:
+    own = [arm.name for arm in helping if _gain_is_own(comparison, arm)]
+    if not own:
+        return ", but nothing shows that the gain is more than the mean rate's"
+    if len(own) == len(helping):
+        return ", and by more than the mean rate explains"
+    return f" (only {listing(own)} by more than the mean rate explains)"
+
+
+def _gain_is_own(comparison: Comparison, arm: ArmSummary) -> bool:
+    """Whether a helping arm's gain is shown to be more than its mean rate's."""
+    if arm.control == comparison.arms[0].name:
+        return True
+    against_control = _verdict(arm.vs_control)
+    control_hurts = _verdict(_control_against_vanilla(comparison, arm)) == "hurts"
+    return against_control == "helps" or (against_control == "inconclusive" and control_hurts)
+
+
+def _control_of(comparison: Comparison, arm: ArmSummary) -> ArmSummary | None:
+    return next((other for other in comparison.arms if other.name == arm.control), None)
+
+
+def _control_against_vanilla(comparison: Comparison, arm: ArmSummary) -> Judgement | None:
+    control = _control_of(comparison, arm)
+    return None if control is None else control.vs_vanilla
+
+
+def _line(comparison: Comparison, arm: ArmSummary) -> str:
+    parts = [_against_vanilla(comparison, arm)]
+    verdict = _verdict(arm.vs_vanilla)
+    if arm.vs_control is not None:
+        parts.append(_against_control(comparison, arm, arm.vs_control))
+    elif verdict in ("helps", "hurts"):
+        change = "gain" if verdict == "helps" else "harm"
+        if arm.control == comparison.arms[0].name:
+            parts.append(f"Its mean rate is vanilla's own, so the {change} is not the mean rate's.")
+        else:
+            parts.append(f"No control at the same mean rate was compared: the {change} may be the mean rate's.")
+    return " ".join(part for part in parts if part)
+
+
+def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
+    judgement, vanilla = arm.vs_vanilla, comparison.arms[0]
+    if judgement is None or judgement.verdict == "failed":
+        return f"{arm.name}: not tested against vanilla, because {_why_untested(arm, vanilla)}."
+    places, unit = decimals(comparison), difference_unit(comparison)
+    interval = (
+        f"95 % interval {number(judgement.low, places, signed=True)} to {number(judgement.high, places, signed=True)}"
+    )
+    if judgement.verdict == "inconclusive":
+        mean = with_unit(number(judgement.mean, places, signed=True), unit)
+        return f"{arm.name}: inconclusive. {mean} against vanilla ({interval}); {_settle(judgement)}."
+    amount = with_unit(number(abs(judgement.mean), places), unit)
+    side = "lower" if judgement.mean < 0 else "higher"
+    p = p_value(judgement.p_corrected)
+    p = p if p.startswith("<") else f"= {p}"
+    return (
+        f"{arm.name} {judgement.verdict}: {comparison.metric} {amount} {side} than vanilla's "
+        f"({interval}, corrected p {p})."
+    )
+
+
+def _settle(judgement: Judgement) -> str:
+    if judgement.seeds_needed is None:
+        return "no reachable number of seeds would settle it"
+    return f"about {judgement.seeds_needed} seeds would settle it"
+
+
+def _against_control(comparison: Comparison, arm: ArmSummary, judgement: Judgement) -> str:
+    control = _control_of(comparison, arm)
+    first, second = _outcome(arm.vs_vanilla), _outcome(judgement)
+    if second is None:
+        # Where the arm itself failed, the first part of the line has said so already.
+        if first is None or control is None:
+            return ""
+        return f"Not tested against its control at the same mean rate, because {_why_untested(arm, control)}."
+    if first is None:
+        return {
+            "helps": "It beats its control at the same mean rate.",
+            "hurts": "It does worse than its control at the same mean rate.",
+            "inconclusive": "It was not shown to differ from its control at the same mean rate.",
+        }[second]
+    # A control that was never held against vanilla was not shown to differ from it.
+    third = _outcome(_control_against_vanilla(comparison, arm)) or "inconclusive"
+    explanation = EXPLANATIONS[first, second, third]
+    if second == "inconclusive" and first != "inconclusive":
+        settle = _settle(judgement).removesuffix(" it")
+        explanation += f" {settle[0].upper()}{settle[1:]} the comparison with the control."
+    return explanation
+
+
+def _outcome(judgement: Judgement | None) -> Outcome | None:
+    """The verdict of a comparison that was tested, else ``None``."""
+    if judgement is None or judgement.verdict == "failed":
+        return None
+    return judgement.verdict
+
+
+def _why_untested(arm: ArmSummary, baseline: ArmSummary) -> str:
+    causes = [
+        f"{each.name} failed on {each.failed} of {each.n + each.failed} seeds"
+        for each in (arm, baseline)
+        if each.failed
+    ]
+    return listing(causes) if causes else "some seeds have no result"

@@ -1,0 +1,22 @@
+"""The comparison on the terminal: two tables and a sentence for each method."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from flatter.report.table import comparison_table, control_table, summary_lines
+from flatter.study.comparison import Comparison
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Prints a comparison.
+
+    Args:
+        comparison: what to print.
+        console: where.
+    """
+    console.print(comparison_table(comparison))
+    if any(arm.control is not None for arm in comparison.arms):
+        console.print(control_table(comparison))
+    for line in summary_lines(comparison):
+        console.print(f"• {line}", highlight=False, markup=False)

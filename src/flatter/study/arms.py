@@ -1,0 +1,197 @@
+"""The arms of a comparison: what is done to the learning rate, and the control that each method is held against."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from flatter import methods
+from flatter.perturbation import Perturbation
+
+VANILLA = "vanilla"
+
+
+class ArmError(ValueError):
+    """An arm that does not exist or cannot be built. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A peak schedule in place of the training's own, relative to its usual maximum rate.
+
+    Args:
+        shape: ``"gaussian"`` or ``"laplacian"``.
+        height: peak rate as a multiple of the usual maximum; default 3, the paper's.
+        depth: final rate as a share of the peak rate; default 1/10000, the paper's.
+        mean_only: the control: the training's own schedule, scaled to have this peak's mean rate.
+
+    Raises:
+        ArmError: an unknown shape, a height below 1, or a depth outside (0, 1).
+    """
+
+    shape: Literal["gaussian", "laplacian"] = "gaussian"
+    height: float = 3.0
+    depth: float = 1e-4
+    mean_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.shape not in ("gaussian", "laplacian"):
+            raise ArmError(f"Peak: shape must be 'gaussian' or 'laplacian', got {self.shape!r}")
+        if not self.height >= 1:
+            raise ArmError(f"Peak: height is a multiple of the usual maximum rate, at least 1; got {self.height!r}")
+        if not 0 < self.depth < 1:
+            raise ArmError(f"Peak: depth is the final rate as a share of the peak's, in (0, 1); got {self.depth!r}")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a comparison.
+
+    Args:
+        name: what the table calls it.
+        perturbation: a perturbation or several whose factors multiply; default: none.
+        peak: a peak schedule in place of the training's own; default: none.
+        description: one line for the report; default: made from the rest.
+        control: name of the arm with the same mean rate and no randomness, filled in by :func:`with_controls`.
+        is_control: whether this arm is such a control.
+
+    Raises:
+        ArmError: an empty name, or something that is not a perturbation.
+    """
+
+    name: str
+    perturbation: Perturbation | Sequence[Perturbation] = ()
+    peak: Peak | None = None
+    description: str = ""
+    control: str | None = None
+    is_control: bool = False
+
+    def __post_init__(self) -> None:
+        given = self.perturbation
+        perturbations = (given,) if isinstance(given, Perturbation) else tuple(given)
+        for p in perturbations:
+            if not isinstance(p, Perturbation):
+                raise ArmError(f"arm {self.name!r}: expected a perturbation such as flatter.leap(0.05), got {p!r}")
+        if not self.name:
+            raise ArmError("an arm needs a name")
+        object.__setattr__(self, "perturbation", perturbations)
+        if not self.description:
+            object.__setattr__(self, "description", self._describe())
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        """The perturbations, always as a tuple."""
+        assert isinstance(self.perturbation, tuple)
+        return self.perturbation
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the arm does, as plain data: what a trial is identified by. Its name does not count."""
+        return {
+            "perturbations": [p.to_dict() for p in self.perturbations],
+            "peak": None if self.peak is None else asdict(self.peak),
+        }
+
+    def _describe(self) -> str:
+        parts = []
+        if self.peak is not None:
+            parts.append(
+                f"own schedule at the mean rate of a {self.peak.shape} peak"
+                if self.peak.mean_only
+                else f"{self.peak.shape} peak schedule, {self.peak.height:g} × the usual maximum rate"
+            )
+        parts += [f"{p.distribution} per {p.scope}, every {p.cadence}".replace("every once", "once")
+                  for p in self.perturbations]  # fmt: skip
+        return "; ".join(parts) or "the training as it is"
+
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "leap": methods.leap,
+    "lr_dropout": methods.lr_dropout,
+    "random_lr": methods.random_lr,
+    "random_lr_normal": methods.random_lr_normal,
+    "ralr": methods.ralr,
+    "alrao": methods.alrao,
+    "gaussian_peak": lambda height=3.0, depth=1e-4: Peak("gaussian", height, depth),
+    "laplacian_peak": lambda height=3.0, depth=1e-4: Peak("laplacian", height, depth),
+}
+DEFAULT_ARMS = ("leap", "lr_dropout", "random_lr", "ralr", "gaussian_peak", "laplacian_peak")
+
+
+def parse_arm(text: str) -> Arm:
+    """Builds an arm from its name, with or without settings: ``leap`` or ``leap(sigma=0.1)``; the text is its name.
+
+    Raises:
+        ArmError: an unknown method or setting, or a value that the method refuses.
+    """
+    text = text.strip()
+    match = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", text)
+    name = match[1] if match else text
+    if match is None or (name not in METHODS and name != VANILLA):
+        raise ArmError(f"there is no arm {text!r}: choose from {VANILLA}, {', '.join(METHODS)}; as in leap(sigma=0.1)")
+    if name == VANILLA:
+        return Arm(VANILLA)
+    method = METHODS[name]
+    arguments = {}
+    for item in filter(None, (match[2] or "").split(",")):
+        setting, _, value = (part.strip() for part in item.partition("="))
+        known = inspect.signature(method).parameters
+        if setting not in known:
+            raise ArmError(f"{name} has no setting {setting!r}: it has {', '.join(known)}")
+        try:
+            arguments[setting] = float(value)
+        except ValueError:
+            raise ArmError(f"{name}: {setting} must be a number, got {value!r}") from None
+    try:
+        made = method(**arguments)
+    except ValueError as error:
+        raise ArmError(str(error)) from None
+    return Arm(text, peak=made) if isinstance(made, Peak) else Arm(text, made)
+
+
+def split_arms(text: str) -> list[str]:
+    """Splits ``leap(sigma=0.1),random_lr(alpha=8,beta=0.5)`` at the commas between arms."""
+    return [part.strip() for part in re.split(r",(?![^(]*\))", text) if part.strip()]
+
+
+def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, ...]:
+    """The arms to run: vanilla first, and each method followed by its matched-rate control.
+
+    A control is the same arm with every factor replaced by its mean, or the training's own schedule scaled to a peak's
+    mean rate. A method whose mean factor is 1 has vanilla as its control.
+
+    Args:
+        arms: the arms; vanilla is added if it is not among them.
+        controls: whether to add controls.
+
+    Raises:
+        ArmError: two arms with one name, or an arm named vanilla that is not.
+    """
+    chosen = [arm for arm in arms if arm.name != VANILLA or arm.to_dict() != Arm(VANILLA).to_dict()]
+    result = [Arm(VANILLA)]
+    for arm in chosen:
+        control = _control_of(arm) if controls and not arm.is_control else None
+        if control is None:
+            result.append(arm)
+        elif control.to_dict() == result[0].to_dict():
+            result.append(replace(arm, control=VANILLA))
+        else:
+            result += [replace(arm, control=control.name), control]
+    names = [arm.name for arm in result]
+    for name in names:
+        if names.count(name) > 1:
+            raise ArmError(f"two arms are named {name!r}: give each its own name")
+    return tuple(result)
+
+
+def _control_of(arm: Arm) -> Arm | None:
+    matched = tuple(p.matched_rate() for p in arm.perturbations)
+    kept = tuple(p for p in matched if not p.is_identity)
+    peak = None if arm.peak is None else replace(arm.peak, mean_only=True)
+    mean = ", ".join(f"{p.distribution.mean:g}" for p in kept)
+    what = (
+        f"own schedule at the mean rate of {arm.name}" if peak else f"no randomness: rate × {mean} in the same epochs"
+    )
+    return Arm(f"{arm.name} (control)", kept, peak, description=what, is_control=True)

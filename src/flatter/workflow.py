@@ -1,0 +1,170 @@
+"""The main job: run the trials, analyse them, show what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from flatter.report.page import write_page
+from flatter.report.progress import LiveProgress
+from flatter.report.terminal import show
+from flatter.stats import Better
+from flatter.study.analysis import analyse
+from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, with_controls
+from flatter.study.comparison import Comparison, Subject
+from flatter.study.runner import TrainFunction, plan, run
+from flatter.study.store import Store
+from flatter.study.tasks import Settings, get_task
+from flatter.study.trial import Trial
+
+STORE_NAME = "trials.sqlite"
+PAGE_NAME = "report.html"
+
+
+def compare(
+    train: TrainFunction,
+    arms: Sequence[str | Arm] = DEFAULT_ARMS,
+    seeds: int | Sequence[int] = 10,
+    *,
+    metric: str = "test_error",
+    unit: str = "",
+    better: Better = "lower",
+    level: float = 0.05,
+    controls: bool = True,
+    out: str | Path | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    retry_failed: bool = False,
+    quiet: bool = False,
+) -> Comparison:
+    """Trains with and without each method, paired by seed, and says whether it helps.
+
+    Every arm is run with every seed; the arms of one seed share initial weights and batches if the training function
+    takes them from ``trial.seed``. Each method is also held against a control that has its mean rate and no randomness.
+
+    Args:
+        train: ``train(trial)`` trains one model: see :class:`flatter.Trial` for what it must do.
+        arms: names, with or without settings, such as ``"leap"`` or ``"leap(sigma=0.1)"``, or :class:`flatter.Arm`
+            values. Vanilla is always among them. Default: the five papers' methods.
+        seeds: how many (0, 1, …) or which; default 10. Fewer than 6 cannot reach a verdict at level 0.05.
+        metric: the reported metric that is judged, by its value after the final epoch; default ``"test_error"``.
+        unit: its unit, for the report.
+        better: whether ``"lower"`` (the default) or ``"higher"`` is better.
+        level: family-wise level of the tests; default 0.05.
+        controls: whether to add the matched-rate controls; default ``True``.
+        out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
+            is done is not done again, unless the source of ``train``, ``settings`` or a version changed. Default:
+            nothing is written.
+        name: what the report calls the task; default: the training function's name.
+        settings: plain data that ``train`` depends on besides its source; it is shown, and a change runs all anew.
+        retry_failed: run trials again that failed before.
+        quiet: show neither progress nor the table.
+
+    Returns:
+        The comparison, as plain data.
+
+    Raises:
+        ArmError: an arm that does not exist or cannot be built.
+        ValueError: no seeds, the same seed twice, or a level outside (0, 1).
+        TrialError: ``train`` does not use its trial as it must.
+        StoreError: the folder cannot be used, or holds a damaged store.
+        Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
+    """
+    subject = Subject(
+        name=name or str(getattr(train, "__name__", "training")),
+        metric=metric,
+        unit=unit,
+        better=better,
+        settings={"training function": _source_mark(train), **(settings or {})},
+    )
+    folder = None if out is None else Path(out)
+    return _compare(train, subject, arms, seeds, level, controls, folder, retry_failed, quiet)
+
+
+def compare_task(
+    task_name: str,
+    *,
+    arms: Sequence[str | Arm] = DEFAULT_ARMS,
+    seeds: int | Sequence[int] = 10,
+    settings: Mapping[str, Any] | None = None,
+    data_dir: Path | None = None,
+    level: float = 0.05,
+    controls: bool = True,
+    out: Path | None = None,
+    retry_failed: bool = False,
+    quiet: bool = False,
+) -> Comparison:
+    """:func:`compare` for a built-in task.
+
+    Args:
+        task_name: name of the task, such as ``"digits-mlp"``.
+        arms, seeds, level, controls, out, retry_failed, quiet: as for :func:`compare`.
+        settings: changes to the task's settings, such as ``{"epochs": 10}``.
+        data_dir: folder of data files; default: ``FLATTER_DATA``, else a cache that is downloaded into.
+
+    Raises:
+        UnknownTaskError: there is no such task.
+        SettingsError: a setting that does not exist or cannot have this value.
+        DataError: data are missing or corrupt.
+        Exception: as for :func:`compare`.
+    """
+    task = get_task(task_name)
+    chosen: Settings = task.settings.updated(settings or {})
+    data = task.load(data_dir)
+    subject = Subject(task.name, task.metric, task.unit, task.better, chosen.model_dump())
+
+    def train(trial: Trial) -> None:
+        task.train(trial, chosen, data)
+
+    return _compare(train, subject, arms, seeds, level, controls, out, retry_failed, quiet)
+
+
+def _compare(
+    train: TrainFunction,
+    subject: Subject,
+    arms: Sequence[str | Arm],
+    seeds: int | Sequence[int],
+    level: float,
+    controls: bool,
+    out: Path | None,
+    retry_failed: bool,
+    quiet: bool,
+) -> Comparison:
+    chosen = with_controls([parse_arm(arm) if isinstance(arm, str) else arm for arm in arms], controls=controls)
+    numbers = _seeds(seeds)
+    if not 0 < level < 1:
+        raise ValueError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
+    console = Console(stderr=True)
+    specs = plan(subject, chosen, numbers)
+    with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
+        records = list(run(specs, train, store, progress, retry_failed=retry_failed))
+    comparison = analyse(subject, records, chosen, numbers, level=level)
+    if not quiet:
+        show(comparison, Console())
+    if out is not None:
+        page = write_page(comparison, out / PAGE_NAME)
+        if not quiet:
+            console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    return comparison
+
+
+def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    if not numbers or len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
+        raise ValueError(f"seeds must be a positive number, or different numbers from 0 on; got {seeds!r}")
+    return numbers
+
+
+def _source_mark(train: TrainFunction) -> str:
+    """Tells one training function from another, and from itself after an edit."""
+    name = f"{getattr(train, '__module__', '?')}.{getattr(train, '__qualname__', type(train).__qualname__)}"
+    try:
+        source = inspect.getsource(train)
+    except (OSError, TypeError):  # made in an interpreter, or an object with __call__
+        return name
+    return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:12]}"
