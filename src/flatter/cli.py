@@ -12,7 +12,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 
-    from flatter.workflow import PAGE_NAME, compare_task
+    from flatter.workflow import PAGE_NAME, CompareError, compare_task
 except ModuleNotFoundError as _missing:  # the library alone was installed
     if (_missing.name or "").startswith("flatter"):
         raise
@@ -116,7 +116,7 @@ def compare(
         _fail(
             f"interrupted; finished trials are kept in {folder}, and the same command goes on from there", INTERRUPTED
         )
-    except (ArmError, DataError, SettingsError, StoreError, UnknownTaskError) as error:
+    except (ArmError, CompareError, DataError, SettingsError, StoreError, UnknownTaskError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")

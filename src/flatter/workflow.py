@@ -22,6 +22,11 @@ from flatter.study.store import Store
 from flatter.study.tasks import Settings, get_task
 from flatter.study.trial import Trial
 
+
+class CompareError(ValueError):
+    """A comparison that cannot be made as asked. The message is one line."""
+
+
 STORE_NAME = "trials.sqlite"
 PAGE_NAME = "report.html"
 
@@ -70,7 +75,7 @@ def compare(
 
     Raises:
         ArmError: an arm that does not exist or cannot be built.
-        ValueError: no seeds, the same seed twice, or a level outside (0, 1).
+        CompareError: no seeds, the same seed twice, or a level outside (0, 1).
         TrialError: ``train`` does not use its trial as it must.
         StoreError: the folder cannot be used, or holds a damaged store.
         Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
@@ -138,7 +143,7 @@ def _compare(
     chosen = with_controls([parse_arm(arm) if isinstance(arm, str) else arm for arm in arms], controls=controls)
     numbers = _seeds(seeds)
     if not 0 < level < 1:
-        raise ValueError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
+        raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
     console = Console(stderr=True)
     specs = plan(subject, chosen, numbers)
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
@@ -156,7 +161,7 @@ def _compare(
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if not numbers or len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
-        raise ValueError(f"seeds must be a positive number, or different numbers from 0 on; got {seeds!r}")
+        raise CompareError(f"seeds must be a positive number, or different numbers from 0 on; got {seeds!r}")
     return numbers
 
 

@@ -1,0 +1,162 @@
+"""The command line: what a user types, what it prints, and its status; errors are one line and lose nothing."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flatter.cli import app
+from flatter.study.store import Store
+
+MNIST = Path(__file__).parents[2] / "shared" / "data"
+
+SMALL = ("compare", "digits-mlp", "--arms", "leap", "--epochs", "1")
+
+
+def call(*arguments, **environment):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "100", **environment})
+
+
+def fails(result, *words):
+    """Status 2, one line on standard error that has these words, no traceback."""
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_compare_prints_tables_and_writes_the_page(tmp_path):
+    out = tmp_path / "deep" / "folder"
+    result = call(*SMALL, "--seeds", "2", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "vanilla" in result.stdout
+    assert "inconclusive" in result.stdout
+    assert "report.html" in result.stderr
+    assert (out / "report.html").stat().st_size > 100_000
+
+
+def test_quiet_prints_nothing(tmp_path):
+    result = call(*SMALL, "--seeds", "1", "--out", str(tmp_path), "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_tasks_are_listed():
+    result = call("tasks")
+    assert result.exit_code == 0
+    for name in ("digits-mlp", "mnist-mlp-3", "mnist-mlp-10"):
+        assert name in result.stdout
+
+
+def test_version():
+    assert call("--version").stdout.startswith("flatter ")
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="needs ../shared/data beside the checkout")
+def test_mnist_from_a_data_folder(tmp_path):
+    arguments = ("compare", "mnist-mlp-3", "--arms", "leap", "--epochs", "1", "--seeds", "1", "--no-controls")
+    given = call(*arguments, "--out", str(tmp_path / "a"), "--data-dir", str(MNIST))
+    assert given.exit_code == 0, given.output
+    by_environment = call(*arguments, "--out", str(tmp_path / "b"), FLATTER_DATA=str(MNIST))
+    assert by_environment.exit_code == 0, by_environment.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("digit-mlp",), ("digit-mlp", "digits-mlp", "mnist-mlp-3")),
+        (("digits-mlp", "--arms", "leep"), ("leep", "leap", "lr_dropout")),
+        (("digits-mlp", "--arms", "leap(sigma=-1)"), ("standard deviation", "-1")),
+        (("digits-mlp", "--arms", "lr_dropout(keep=1.5)"), ("keep", "1.5")),
+        (("digits-mlp", "--lr", "-1"), ("learning_rate", "-1", "greater than 0")),
+        (("digits-mlp", "--epochs", "0"), ("epochs", "0")),
+        (("digits-mlp", "--optimizer", "lbfgs"), ("optimizer", "lbfgs")),
+        (("digits-mlp", "--level", "2"), ("level", "2")),
+        (("mnist-mlp-3", "--data-dir", "no/such/folder"), ("no/such/folder",)),
+    ],
+)
+def test_bad_input_is_one_line(arguments, words, tmp_path):
+    fails(call("compare", *arguments, "--out", str(tmp_path / "out")), *words)
+
+
+def test_corrupt_data_file(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name in ("train-images", "train-labels", "t10k-images", "t10k-labels"):
+        kind = "idx3" if "images" in name else "idx1"
+        (folder / f"{name}-{kind}-ubyte.gz").write_bytes(b"spoilt")
+    fails(call("compare", "mnist-mlp-3", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")), "corrupt")
+    assert (folder / "train-images-idx3-ubyte.gz").read_bytes() == b"spoilt"
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    fails(call(*SMALL, "--out", str(tmp_path / "file")), "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_damaged_store_is_kept(tmp_path):
+    (tmp_path / "trials.sqlite").write_bytes(b"my thesis" * 1000)
+    fails(call(*SMALL, "--out", str(tmp_path)), "trials.sqlite", "another output folder")
+    assert (tmp_path / "trials.sqlite").read_bytes() == b"my thesis" * 1000
+
+
+def metrics(folder):
+    """The recorded test errors of every trial, by its key."""
+    connection = sqlite3.connect(folder / "trials.sqlite")
+    keys = [key for (key,) in connection.execute("SELECT key FROM trials")]
+    connection.close()
+    with Store(folder / "trials.sqlite") as store:
+        return {key: [epoch["test_error"] for epoch in store.get(key).epochs] for key in keys}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_killed_and_continued_equals_unbroken(how, tmp_path):
+    """Killed in the middle of a trial, by Ctrl-C or worse; the same command goes on and repeats no finished trial."""
+    small = [*SMALL[:-1], "4", "--seeds", "3", "--quiet", "--out"]
+    command = [sys.executable, "-m", "flatter.cli", *small, str(tmp_path / "killed")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    store = tmp_path / "killed" / "trials.sqlite"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (store.exists() and finished(store) >= 2):
+        time.sleep(0.005)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=60)
+    before = metrics(tmp_path / "killed")
+    assert 2 <= len(before) < 6, "the signal came too late to show anything"
+    if how != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "the same command goes on" in stderr
+        assert "Traceback" not in stderr
+    modified = file_rows(store)
+    assert call(*small, str(tmp_path / "killed")).exit_code == 0
+    assert call(*small, str(tmp_path / "unbroken")).exit_code == 0
+    after = metrics(tmp_path / "killed")
+    assert after == metrics(tmp_path / "unbroken")
+    assert file_rows(store).items() >= modified.items()  # what was finished was not run again
+
+
+def finished(store):
+    try:
+        return len(file_rows(store))
+    except sqlite3.Error:
+        return 0
+
+
+def file_rows(store):
+    """Every row as it lies in the file, wall-clock times included."""
+    connection = sqlite3.connect(store)
+    try:
+        return dict(connection.execute("SELECT key, record FROM trials"))
+    finally:
+        connection.close()
