@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from flatter.report.page import write_page
@@ -126,7 +128,19 @@ def compare_task(
     def train(trial: Trial) -> None:
         task.train(trial, chosen, data)
 
-    return _compare(train, subject, arms, seeds, level, controls, out, retry_failed, quiet)
+    with _one_thread():
+        return _compare(train, subject, arms, seeds, level, controls, out, retry_failed, quiet)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread for the built-in tasks: their tensors are too small for more, and sums do not depend on cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _compare(
