@@ -266,6 +266,18 @@ def test_inconclusive_without_a_reachable_number_of_seeds(comparison):
     assert "no reachable number of seeds would settle it" in line
 
 
+def test_one_pair_has_no_interval():
+    both = with_verdicts("inconclusive", "inconclusive", "inconclusive")
+    single = dataclasses.replace(both.arms[1].vs_vanilla, n=1, differences=(0.04,), sd=NAN, low=NAN, high=NAN)
+    method = dataclasses.replace(both.arms[1], control="vanilla", vs_vanilla=single, vs_control=None)
+    alone = dataclasses.replace(both, arms=(both.arms[0], method))
+    assert summary_lines(alone) == [
+        "m: inconclusive. +0.04 points against vanilla; about 60 seeds would settle it.",
+    ]
+    assert "—" not in row_of(printed(comparison_table(alone), width=100), "m")
+    assert not [trace for trace in figures.differences_from_vanilla(alone).data if trace.meta == "interval"]
+
+
 def test_failures_are_named_where_they_happened():
     both = with_verdicts("failed", "failed", "helps")
     vanilla, method, control = both.arms

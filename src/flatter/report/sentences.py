@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flatter.report.rows import decimals, difference_unit, listing, number, p_value, with_unit
+from flatter.report.rows import decimals, difference_unit, judged, listing, number, with_unit
 from flatter.stats import Judgement
 from flatter.study.comparison import ArmSummary, Comparison
 
@@ -195,19 +195,19 @@ def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
     if judgement is None or judgement.verdict == "failed":
         return f"{arm.name}: not tested against vanilla, because {_why_untested(arm, vanilla)}."
     places, unit = decimals(comparison), difference_unit(comparison)
-    interval = (
-        f"95 % interval {number(judgement.low, places, signed=True)} to {number(judgement.high, places, signed=True)}"
-    )
+    text = judged(judgement, places)
+    # One pair has no interval.
+    interval = [f"95 % interval {text.interval}"] if text.interval else []
     if judgement.verdict == "inconclusive":
-        mean = with_unit(number(judgement.mean, places, signed=True), unit)
-        return f"{arm.name}: inconclusive. {mean} against vanilla ({interval}); {_settle(judgement)}."
+        aside = f" ({interval[0]})" if interval else ""
+        difference = with_unit(text.difference, unit)
+        return f"{arm.name}: inconclusive. {difference} against vanilla{aside}; {_settle(judgement)}."
     amount = with_unit(number(abs(judgement.mean), places), unit)
     side = "lower" if judgement.mean < 0 else "higher"
-    p = p_value(judgement.p_corrected)
-    p = p if p.startswith("<") else f"= {p}"
+    p = f"corrected p {text.p if text.p.startswith('<') else f'= {text.p}'}"
     return (
         f"{arm.name} {judgement.verdict}: {comparison.metric} {amount} {side} than vanilla's "
-        f"({interval}, corrected p {p})."
+        f"({', '.join([*interval, p])})."
     )
 
 

@@ -18,8 +18,8 @@ Array = npt.NDArray[np.float64]
 
 NEUTRAL = "#7d8590"
 # Okabe and Ito's colours, told apart by colour-blind readers, without their black and yellow (each is lost on a light
-# or a dark page), and with two of Paul Tol's.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999933", "#AA4499")
+# or a dark page), their blue lighter for the dark page's sake, and with two of Paul Tol's.
+PALETTE = ("#1F83C4", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999933", "#AA4499")
 _GRID = "rgba(125, 133, 144, 0.22)"
 
 
@@ -58,6 +58,8 @@ def lay_out(figure: go.Figure, height: int, x: str, y: str, values: Sequence[Arr
         values: what the y axis must show; empty to leave its range alone.
     """
     axis: dict[str, Any] = {"gridcolor": _GRID, "linecolor": _GRID, "zeroline": False, "automargin": True}
+    # Never "100μ": a learning rate of 0.0001 is written 0.0001.
+    axis |= {"exponentformat": "power", "minexponent": 6}
     figure.update_layout(
         template="none",
         height=height,
@@ -98,7 +100,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def translucent(color: str, opacity: float) -> str:
-    """``color``, such as ``"#0072B2"``, with an opacity between 0 and 1."""
+    """``color``, such as ``"#1F83C4"``, with an opacity between 0 and 1."""
     red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, {opacity})"
 
