@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flatter.noise import reference
+from flatter.noise.blender import KernelForm
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,20 @@ class Distribution:
         """
 
     @property
+    def kernel_form(self) -> KernelForm | None:
+        """The distribution as the fast kernels know it, or ``None`` if they do not."""
+        return None
+
+    @property
     def is_one(self) -> bool:
         """Whether the factor is always 1: then nothing needs to be done, and nothing is."""
         return self.mean == 1.0 and self.variance == 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The distribution as plain data: its class name and its fields."""
+        """The distribution as plain data: its class name and its fields, numbers as floats (8 is 8.0)."""
         fields = {
-            name: value.to_dict() if isinstance(value, Distribution) else value for name, value in vars(self).items()
+            name: value.to_dict() if isinstance(value, Distribution) else float(value)
+            for name, value in vars(self).items()
         }
         return {"distribution": type(self).__name__, **fields}
 
@@ -143,6 +150,10 @@ class Bernoulli(Distribution):
     def cdf(self, x: float) -> float:
         return 1.0 if x >= 1 else (1.0 - self.keep if x >= 0 else 0.0)
 
+    @property
+    def kernel_form(self) -> KernelForm:
+        return KernelForm("bernoulli", (float(self.threshold),))
+
     def sample(self, words: Tensor) -> Tensor:
         return reference.below(words, self.threshold).float()
 
@@ -175,6 +186,10 @@ class Uniform(Distribution):
         if self.low == self.high:
             return float(x >= self.low)
         return min(1.0, max(0.0, (x - self.low) / (self.high - self.low)))
+
+    @property
+    def kernel_form(self) -> KernelForm:
+        return KernelForm("uniform", (self.low, self.high - self.low))
 
     def sample(self, words: Tensor) -> Tensor:
         return reference.uniform(words).mul_(self.high - self.low).add_(self.low).float()
@@ -229,6 +244,10 @@ class Normal(Distribution):
         if x < self.minimum:
             return 0.0
         return float(x >= self.loc) if self.scale == 0 else _normal_cdf((x - self.loc) / self.scale)
+
+    @property
+    def kernel_form(self) -> KernelForm:
+        return KernelForm("normal", (self.loc, self.scale, self.minimum))
 
     def sample(self, words: Tensor) -> Tensor:
         values = reference.normal(words).mul_(self.scale).add_(self.loc)

@@ -91,7 +91,7 @@ class Perturbation:
                 f"Perturbation: min_lr and max_lr bound one rate, and scope {self.scope!r} has many: "
                 "use scope 'all' or 'group', or a distribution with bounds"
             )
-        if (self.min_lr is not None and not self.min_lr >= 0) or not low <= high:
+        if any(bound is not None and not bound >= 0 for bound in (self.min_lr, self.max_lr)) or not low <= high:
             raise ValueError(f"Perturbation: needs 0 <= min_lr <= max_lr, got {self.min_lr!r} and {self.max_lr!r}")
 
     @property
@@ -130,14 +130,14 @@ class Perturbation:
         return replace(self, distribution=Constant(self.distribution.mean), scope=scope, cadence="once")
 
     def to_dict(self) -> dict[str, Any]:
-        """The perturbation as plain data, for records and fingerprints."""
+        """The perturbation as plain data, for records and fingerprints: equal perturbations give equal data."""
         return {
             **self.distribution.to_dict(),
             "scope": self.scope,
             "cadence": self.cadence,
-            "window": [self.window.start, self.window.stop],
-            "min_lr": self.min_lr,
-            "max_lr": self.max_lr,
+            "window": [float(self.window.start), float(self.window.stop)],
+            "min_lr": None if self.min_lr is None else float(self.min_lr),
+            "max_lr": None if self.max_lr is None else float(self.max_lr),
         }
 
 

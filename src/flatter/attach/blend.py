@@ -29,9 +29,11 @@ def blend(old: Tensor, new: Tensor, factor: Tensor) -> Tensor:
         parts = blend(torch.view_as_real(old), torch.view_as_real(new), factor.unsqueeze(-1))
         return torch.view_as_complex(parts)
     wide = torch.promote_types(new.dtype, torch.float32)
-    weight = factor.to(wide)
-    mixed = torch.lerp(old.to(wide), new.to(wide), weight.expand(new.shape)).to(new.dtype)
-    mixed = torch.where((weight == 0) | (old == new), old, mixed)
+    was, now, weight = old.to(wide), new.to(wide), factor.to(wide)
+    moved = now - was
+    # From the nearer end; each operation rounds once, so that every implementation can have the same bits.
+    mixed = torch.where(weight.abs() < 0.5, was + weight * moved, now - moved * (1 - weight)).to(new.dtype)
+    mixed = torch.where((weight == 0) | (was == now), old, mixed)
     return torch.where(weight == 1, new, mixed)
 
 

@@ -51,11 +51,11 @@ class Factors:
 
     def rates(self, seed: int, step: int, group: int) -> float:
         """The product of all factors of one group's rate."""
-        return math.prod(self.rate(of, seed, step, group) for of in self.coarse(step))
+        return math.prod((self.rate(of, seed, step, group) for of in self.coarse(step)), start=1.0)
 
     def draws(self, seed: int, step: int, parameters: list[Tensor]) -> list[list[Draw]]:
         """For each parameter its draws, one for each acting perturbation that is finer than a group."""
-        units = self._units(parameters)
+        units = self.units(parameters)
         by_stream = [draws(p, seed, self.calendar.tick(p, step), stream, units) for stream, p in self.fine(step)]
         return [list(drawn) for drawn in zip(*by_stream, strict=True)] if by_stream else [[] for _ in parameters]
 
@@ -68,19 +68,19 @@ class Factors:
         local, block = local_part(parameter)
         return rate * block_factor(drawn, block, local.device)
 
-    def effective_lr(self, seed: int, step: int) -> list[float]:
-        """Each group's rate with the noise in it: exact for coarse perturbations, the mean for finer ones."""
+    def effective_lr(self, seed: int, step: int, scheduled: list[float]) -> list[float]:
+        """Each group's scheduled rate with the noise in it: exact for coarse perturbations, the mean for finer ones."""
         fine_mean = math.prod(p.distribution.mean for _, p in self.fine(step))
         effective = []
-        for index, group in enumerate(self._optimizer.param_groups):
-            rate = float(group["lr"])
+        for index, rate in enumerate(scheduled):
             for of in self.coarse(step):
                 low, high = of[1].bounds
                 rate = min(max(rate * self.rate(of, seed, step, index), low), high)
             effective.append(rate * fine_mean)
         return effective
 
-    def _units(self, parameters: list[Tensor]) -> list[int]:
+    def units(self, parameters: list[Tensor]) -> list[int]:
+        """The identities of some of the optimizer's parameters."""
         if any(parameter not in self._ids for parameter in parameters):  # at first, or a group was added
             self._ids = parameter_ids(self._optimizer)
         return [self._ids[parameter] for parameter in parameters]

@@ -70,11 +70,11 @@ def perturb(
         raise ValueError(
             "this optimizer is perturbed already: give all perturbations in one list, or remove() the first handle"
         )
-    perturbations = (perturbation,) if isinstance(perturbation, Perturbation) else tuple(perturbation)
+    perturbations = tuple(perturbation) if isinstance(perturbation, Sequence) else (perturbation,)
     _check_perturbations(optimizer, perturbations, steps_per_epoch, epochs)
     check_supported(optimizer, per_element=any(not (p.is_identity or p.acts_on_rate) for p in perturbations))
     start = _starting_state(optimizer, seed, step, fingerprint(perturbations))
-    return Handle(optimizer, perturbations, Calendar(steps_per_epoch, epochs), start)
+    return Handle(optimizer, perturbations, Calendar(steps_per_epoch, epochs), start, seed)
 
 
 class Handle:
@@ -86,10 +86,16 @@ class Handle:
     """
 
     def __init__(
-        self, optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar, start: state.State
+        self,
+        optimizer: Optimizer,
+        perturbations: tuple[Perturbation, ...],
+        calendar: Calendar,
+        start: state.State,
+        asked_seed: int | None,
     ) -> None:
         self.optimizer = optimizer
         self.perturbations = perturbations
+        self._asked_seed = asked_seed
         self._factors = Factors(optimizer, perturbations, calendar)
         self._step = NoisyStep(optimizer, self._factors)
         self._set_state(start)
@@ -135,21 +141,26 @@ class Handle:
             )
         return self._factors.rates(self.seed, step, group=0)
 
-    def effective_lr(self, step: int | None = None) -> list[float]:
-        """The learning rate of each parameter group with the noise in it, given the groups' present scheduled rates.
+    def effective_lr(self, step: int | None = None, rates: Sequence[float] | None = None) -> list[float]:
+        """The learning rate of each parameter group with the noise in it.
 
         Args:
             step: 0-based optimizer step whose factor is used; default: the next one.
+            rates: the scheduled rate of each group at that step; default: the groups' present ones.
 
         Returns:
             One float per group: exact for scopes ``"all"`` and ``"group"``; for finer ones the mean over elements.
 
         Raises:
-            ValueError: the step is out of range.
+            ValueError: the step is out of range, or not one rate per group.
         """
         step = self.step if step is None else step
         _check_range("step", step, TICK_LIMIT)
-        return self._factors.effective_lr(self.seed, step)
+        groups = self.optimizer.param_groups
+        scheduled = [float(group["lr"]) for group in groups] if rates is None else list(rates)
+        if len(scheduled) != len(groups):
+            raise ValueError(f"rates must have one number per parameter group, {len(groups)}; got {len(scheduled)}")
+        return self._factors.effective_lr(self.seed, step, scheduled)
 
     def remove(self) -> None:
         """Ends the perturbation and leaves no trace: hooks, state and buffers go. A second call does nothing."""
@@ -193,8 +204,8 @@ class Handle:
         """Continues a loaded state; a plain checkpoint has none, and ours goes back in. Called by the optimizer."""
         loaded = state.read(optimizer)
         mark = self._state.fingerprint
-        if loaded is not None and loaded.fingerprint != mark:
-            _warn_other_perturbation()
+        if loaded is not None:
+            _warn_if_other(loaded, self._asked_seed, mark)
         self._set_state(replace(loaded or self._state, fingerprint=mark))
 
     def reattach(self) -> Callable[[Optimizer], object]:
@@ -255,22 +266,24 @@ def _starting_state(optimizer: Optimizer, seed: int | None, step: int | None, ma
     loaded = state.read(optimizer)
     if loaded is None:
         return state.State(step or 0, seed or 0, mark)
-    if seed is not None and seed != loaded.seed:
-        warnings.warn(
-            f"the optimizer carries noise of seed {loaded.seed} from a checkpoint; it is continued, and seed={seed} "
-            "is not used. Leave seed out, or take the flatter_* entries out of the checkpoint's param_groups",
-            stacklevel=3,
-        )
-    if loaded.fingerprint != mark:
-        _warn_other_perturbation()
+    _warn_if_other(loaded, seed, mark)
     return state.State(loaded.step if step is None else step, loaded.seed, mark)
 
 
-def _warn_other_perturbation() -> None:
-    warnings.warn(
-        "the loaded state was saved under another perturbation; training goes on with the one attached here",
-        stacklevel=4,
-    )
+def _warn_if_other(loaded: state.State, asked_seed: int | None, mark: int) -> None:
+    """Warns where a loaded state is not of the seed that was asked for, or not of the perturbations attached."""
+    if asked_seed not in (None, loaded.seed):
+        warnings.warn(
+            f"the optimizer carries noise of seed {loaded.seed} from a checkpoint; it is continued, and "
+            f"seed={asked_seed} is not used. Leave seed out, or take the flatter_* entries out of the checkpoint's "
+            "param_groups",
+            stacklevel=4,
+        )
+    if loaded.fingerprint != mark:
+        warnings.warn(
+            "the loaded state was saved under another perturbation; training goes on with the one attached here",
+            stacklevel=4,
+        )
 
 
 def _check_range(name: str, value: object, limit: int) -> None:

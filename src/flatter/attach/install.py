@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 
 HANDLE = "_flatter_handle"
@@ -35,8 +36,8 @@ class Attachment(Protocol):
 
 def install(optimizer: Optimizer, attachment: Attachment) -> list[Remover]:
     """Installs an attachment; calling the returned functions in reverse order takes every trace of it away."""
-    before = optimizer.register_step_pre_hook(attachment.before_step)
-    after = optimizer.register_step_post_hook(attachment.after_step)
+    before = optimizer.register_step_pre_hook(_untraced(attachment.before_step))
+    after = optimizer.register_step_post_hook(_untraced(attachment.after_step))
     # First of the post-hooks: a user's own, which may step a scheduler, must find the clean rate.
     optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
     loaded = optimizer.register_load_state_dict_post_hook(attachment.on_load)
@@ -49,6 +50,12 @@ def install(optimizer: Optimizer, attachment: Attachment) -> list[Remover]:
         _guard_exceptions(optimizer, attachment),
         _keep_on_copy(optimizer, attachment),
     ]
+
+
+def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that ``torch.compile(optimizer.step)`` runs as it is: the keys are numpy's, and new at every step."""
+    untraced: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return untraced
 
 
 def _guard_exceptions(optimizer: Optimizer, attachment: Attachment) -> Remover:

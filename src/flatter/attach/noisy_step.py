@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,40 @@ from torch.optim import Optimizer
 from flatter.attach.blend import blend_
 from flatter.attach.factors import Factors
 from flatter.attach.rate import RateLoan
-from flatter.attach.shards import local_part
+from flatter.attach.shards import Block, local_part
+from flatter.noise.blender import Blender, Piece, can_blend
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A parameter whose update is scaled after the step.
+
+    Attributes:
+        parameter: the parameter.
+        local: what this process holds of it, sharing memory.
+        block: where that lies in the whole tensor.
+        old: its values before the step.
+        is_fast: whether the kernels know it.
+    """
+
+    parameter: Tensor
+    local: Tensor
+    block: Block
+    old: Tensor
+    is_fast: bool
+
+    @staticmethod
+    def of(parameter: Tensor) -> Slot:
+        """A slot with a new buffer."""
+        local, block = local_part(parameter)
+        old = torch.empty_like(local)
+        return Slot(parameter, local, block, old, block.start is not None and can_blend(local, old))
+
+    def fits(self) -> bool:
+        """Whether the parameter is still what it was: moved or resized, it needs another buffer."""
+        one, two = self.old, self.local
+        same_kind = one.dtype == two.dtype and one.device == two.device
+        return same_kind and one.shape == two.shape and one.stride() == two.stride()
 
 
 class NoisyStep:
@@ -28,8 +61,9 @@ class NoisyStep:
         self._optimizer = optimizer
         self._factors = factors
         self._rates = RateLoan()
-        self._before: list[tuple[Tensor, Tensor]] = []
-        self._buffers: dict[Tensor, Tensor] = {}
+        self._blender = Blender()
+        self._slots: dict[Tensor, Slot] = {}
+        self._moving: list[Slot] = []
         self.running = False
 
     def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -44,25 +78,22 @@ class NoisyStep:
         if self._factors.fine(step):
             # With a closure the gradients are made inside step: which parameters will move is not known yet.
             has_closure = any(callable(argument) for argument in (*args[1:], *kwargs.values()))
-            self._copy(lambda parameter: has_closure or parameter.grad is not None)
+            self._copy(every=has_closure)
         self.running = True
 
     def finish(self, seed: int, step: int) -> None:
         """After the optimizer's own step: rates are clean again, and updates are scaled."""
         self._rates.restore()
-        if self._before:
-            drawn = self._factors.draws(seed, step, [parameter for parameter, _ in self._before])
+        if self._moving:
             with torch.no_grad():
-                for (parameter, old), of_parameter in zip(self._before, drawn, strict=True):
-                    local, block = local_part(parameter)
-                    blend_(local, old, of_parameter, block)
-        self._before = []
+                self._blend(seed, step)
+        self._moving = []
         self.running = False
 
     def abandon(self) -> None:
         """After an exception inside the step: the rates are clean again, and nothing is scaled."""
         self._rates.restore()
-        self._before = []
+        self._moving = []
         self.running = False
 
     def _lend_rates(self, seed: int, step: int) -> None:
@@ -79,20 +110,35 @@ class NoisyStep:
                     lent.add(id(rate))
                 self._rates.lend(group, factor, bounds)
 
-    def _copy(self, moves: Callable[[Tensor], bool]) -> None:
-        """Copies the local parts of the parameters that may move into buffers that are kept for the next step."""
-        with torch.no_grad():
-            for group in self._optimizer.param_groups:
-                for parameter in filter(moves, group["params"]):
-                    local, _ = local_part(parameter)
-                    buffer = self._buffers.get(parameter)
-                    if buffer is None or not _alike(buffer, local):
-                        buffer = self._buffers[parameter] = torch.empty_like(local)
-                    self._before.append((parameter, buffer.copy_(local)))
+    def _copy(self, *, every: bool) -> None:
+        """Copies the parameters that may move (those with a gradient, or every one) into their buffers."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if every or parameter.grad is not None:
+                    slot = self._slots.get(parameter)
+                    if slot is None or not slot.fits():
+                        slot = self._slots[parameter] = Slot.of(parameter)
+                    self._moving.append(slot)
+        if self._moving:
+            with torch.no_grad():
+                torch._foreach_copy_([slot.old for slot in self._moving], [slot.local for slot in self._moving])
 
-
-def _alike(one: Tensor, two: Tensor) -> bool:
-    return (one.shape, one.stride(), one.dtype, one.device) == (two.shape, two.stride(), two.dtype, two.device)
+    def _blend(self, seed: int, step: int) -> None:
+        """Scales the updates: with the kernels what they know, the rest by the reference."""
+        fine = self._factors.fine(step)
+        stream, perturbation = fine[0]
+        form = perturbation.distribution.kernel_form
+        rest = self._moving
+        if len(fine) == 1 and perturbation.scope == "element" and form is not None:
+            rest = [slot for slot in self._moving if not slot.is_fast]
+            fast = [slot for slot in self._moving if slot.is_fast]
+            units = self._factors.units([slot.parameter for slot in fast])
+            pieces = [Piece(s.local, s.old, s.block.start or 0, unit) for s, unit in zip(fast, units, strict=True)]
+            self._blender.blend(pieces, form, seed, self._factors.calendar.tick(perturbation, step), stream)
+        if rest:
+            drawn = self._factors.draws(seed, step, [slot.parameter for slot in rest])
+            for slot, of_parameter in zip(rest, drawn, strict=True):
+                blend_(slot.local, slot.old, of_parameter, slot.block)
 
 
 def _within(rate: float | Tensor, bounds: tuple[float, float]) -> bool:

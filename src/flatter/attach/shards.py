@@ -6,6 +6,7 @@ import math
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,7 +67,8 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
         parameter: a plain tensor, or a DTensor (FSDP2 or tensor parallel; replicated and sharded placements).
 
     Raises:
-        ValueError: a DTensor with another placement (partial sums have no elements to perturb).
+        ValueError: a DTensor with another placement (partial sums have no elements to perturb), or whose local part is
+            not what its placements say.
     """
     if not _is_dtensor(parameter):
         shape = tuple(parameter.shape)
@@ -75,12 +77,12 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
     from torch.distributed.tensor.placement_types import _StridedShard
 
     assert isinstance(parameter, DTensor)
-    shape = tuple(parameter.shape)
-    rows: list[Tensor] = [torch.arange(size) for size in shape]
+    local, shape = parameter.to_local(), tuple(parameter.shape)
     coordinate = parameter.device_mesh.get_coordinate()
-    # Strided shards are the outer cut of a tensor that inner mesh dimensions cut first: take them last.
-    order = sorted(enumerate(parameter.placements), key=lambda item: isinstance(item[1], _StridedShard))
-    for mesh_dimension, placement in order:
+    if coordinate is None:  # this process is not part of the mesh
+        return local, Block(shape, (range(0),) * len(shape))
+    cuts: list[list[_Cut]] = [[] for _ in shape]
+    for mesh_dimension, placement in enumerate(parameter.placements):
         if placement.is_replicate():
             continue
         if not isinstance(placement, (Shard, _StridedShard)):
@@ -88,15 +90,45 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
                 f"flatter cannot perturb a DTensor with placement {placement}: only replicated and sharded ones have "
                 "elements of their own"
             )
-        if coordinate is None:  # this process holds nothing of the mesh
-            rows[placement.dim] = rows[placement.dim][:0]
-            continue
+        pieces = int(placement.split_factor) if isinstance(placement, _StridedShard) else 1
         ways = parameter.device_mesh.size(mesh_dimension)
-        # Both kinds cut with torch.chunk; in order, the cut of what earlier cuts left is the cut of their global rows.
-        parts = torch.chunk(rows[placement.dim], ways)
-        mine = coordinate[mesh_dimension]
-        rows[placement.dim] = parts[mine] if mine < len(parts) else rows[placement.dim][:0]
-    return parameter.to_local(), Block(shape, tuple(map(_as_range, rows)))
+        cuts[placement.dim].append(_Cut(pieces, ways, coordinate[mesh_dimension]))
+    rows = tuple(_rows(*dimension) for dimension in zip(shape, local.shape, cuts, strict=True))
+    return local, Block(shape, rows)
+
+
+class _Cut(NamedTuple):
+    """The cut of one mesh dimension, as ``torch.chunk`` cuts: into ``pieces``, each ``ways`` ways; ``mine`` of each."""
+
+    pieces: int
+    ways: int
+    mine: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        """What the cut leaves of some rows."""
+        mine = slice(self.mine, self.mine + 1)  # none, where chunk made fewer parts than asked
+        return torch.cat(
+            [rows[:0], *(part for piece in rows.chunk(self.pieces) for part in piece.chunk(self.ways)[mine])]
+        )
+
+
+def _rows(size: int, held: int, cuts: list[_Cut]) -> range | Tensor:
+    """Which of ``size`` positions the cuts leave, of which this process holds ``held``."""
+    orders = [cuts]
+    if cuts and cuts[0].pieces > 1 and cuts[0].pieces == math.prod(cut.ways for cut in cuts[1:]):
+        # fully_shard over tensor parallel really cuts last what the inner mesh dimensions left. Left to right, as torch
+        # defines the placement and distribute_tensor cuts, is the same but for some uneven sizes.
+        orders.insert(0, [*cuts[1:], cuts[0]._replace(pieces=1)])
+    for order in orders:
+        rows = torch.arange(size)
+        for cut in order:
+            rows = cut.of(rows)
+        if len(rows) == held:
+            return _as_range(rows)
+    raise ValueError(
+        f"flatter cannot tell which {held} of {size} positions this process holds: a DTensor's shards are expected to "
+        "be cut as torch.chunk does"
+    )
 
 
 def _as_range(row: Tensor) -> range | Tensor:

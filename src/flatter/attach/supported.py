@@ -36,7 +36,8 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
         per_element: whether some perturbation is finer than a parameter group, so that updates are scaled afterwards.
 
     Raises:
-        ValueError: its update is not linear in the rate (known, or measured on a toy copy).
+        ValueError: its update is not linear in the rate (known, or measured on a toy copy), or is made where flatter
+            cannot see whose element is whose.
     """
     name = type(optimizer).__name__
     for base in filter(_is_torchs, type(optimizer).__mro__):
@@ -45,8 +46,19 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
                 f"{name} cannot be perturbed: {_REFUSED[base.__name__]}. "
                 "Use an optimizer whose update is linear in the learning rate, such as SGD or AdamW"
             )
+    if getattr(optimizer, "_overlap_with_ddp", False):  # ZeroRedundancyOptimizer
+        raise ValueError(
+            f"{name} with overlap_with_ddp=True cannot be perturbed: it updates inside the backward pass, and its step "
+            "does nothing. Use overlap_with_ddp=False"
+        )
     if not per_element:
         return
+    reason = _lost_elements(optimizer)
+    if reason is not None:
+        raise ValueError(
+            f"{name} cannot be perturbed per element, channel or tensor: {reason}. "
+            "Use torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
+        )
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(
             "differentiable=True cannot be perturbed per element: the update is scaled in place afterwards"
@@ -61,8 +73,19 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
         )
 
 
+def _lost_elements(optimizer: Optimizer) -> str | None:
+    """Why the place of an element in its whole tensor cannot be known from this process, or ``None`` if it can."""
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+        return "it steps an inner optimizer that holds other parameters, at other positions, on every rank"
+    # FSDP1 marks its flat parameters, and with use_orig_params=True the parameters that are views of them.
+    marks = ("_is_flat_param", "_fsdp_flattened")
+    if any(getattr(parameter, mark, False) for parameter in _parameters(optimizer) for mark in marks):
+        return "FullyShardedDataParallel (FSDP1) flattens parameters, and a rank's part does not know where it lies"
+    return None
+
+
 def _is_torchs(cls: type) -> bool:
-    return cls.__module__.startswith("torch.optim.")
+    return f"{cls.__module__}.".startswith("torch.optim.")  # Muon's and Adafactor's module is torch.optim itself
 
 
 def nonlinearity(optimizer: Optimizer) -> str | None:

@@ -75,9 +75,9 @@ def _unsigned(w: Tensor) -> Tensor:
 
 # The inverse of the Normal distribution function, written on t = sqrt(−2 ln p) for the tail probability p:
 # a polynomial for the logarithm of the mantissa, the exponent's share through K, and a polynomial in t.
-_K = _float(0x4321EE17)
-_LOG = tuple(map(_float, (0xC0C39D6F, 0x40AAF1A6, 0xC052569F, 0x3FA22A84, 0xBE8CE073, 0x3CD27665)))  # L1 … L6
-_GAUSS = tuple(  # G0 … G7
+K = _float(0x4321EE17)
+LOG = tuple(map(_float, (0xC0C39D6F, 0x40AAF1A6, 0xC052569F, 0x3FA22A84, 0xBE8CE073, 0x3CD27665)))  # L1 … L6
+GAUSS = tuple(  # G0 … G7
     map(_float, (0xBFE9396B, 0x40166591, 0xBF1D7224, 0x3E690212, 0xBD66A84D, 0x3C101F2B, 0xBA4C2AF4, 0x37F873D3))
 )
 
@@ -96,10 +96,12 @@ def normal(w: Tensor) -> Tensor:
     r = w.bitwise_and(0x7FFFFFFF).bitwise_or_(1).to(torch.float32)
     bits = r.view(torch.int32)
     mantissa = bits.bitwise_and(0x7FFFFF).bitwise_or_(0x3F800000).view(torch.float32).double()
-    exponent_share = _K - (bits >> 23).to(torch.float32)
-    q = _horner(_LOG, mantissa)
-    t = q.mul_(mantissa).add_(exponent_share).float().sqrt_().double()
-    z = _horner(_GAUSS, t).float()
+    exponent_share = K - (bits >> 23).to(torch.float32)
+    q = _horner(LOG, mantissa)
+    radicand = q.mul_(mantissa).add_(exponent_share).float()
+    # By way of float64: torch's own float32 root comes from MKL where there is MKL, and is not rounded to nearest.
+    t = radicand.double().sqrt_().float().double()
+    z = _horner(GAUSS, t).float()
     return torch.where(w < 0, -z, z)
 
 

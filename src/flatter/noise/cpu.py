@@ -1,0 +1,217 @@
+"""CPU kernels of the generic path, compiled by numba when first used: words, factors and blend in one pass.
+
+Everything compiled is in this one file, because numba's cache does not see edits of imported ones. A kernel is a C
+function of one pointer to a *job* (a few int64 words). Any number of threads may call it with the same job: each takes
+the next chunk until none is left, so that the result does not depend on who does what.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic, overload
+
+from flatter.noise import reference
+
+u32, i32, f32, f64, u64 = np.uint32, np.int32, np.float32, np.float64, np.uint64
+
+# Kinds of factor. Their two or three parameters are float64 in the job.
+NORMAL, BERNOULLI, UNIFORM = range(3)
+# Kinds of parameter.
+FLOAT32, FLOAT64, BFLOAT16 = range(3)
+
+# The words of a job: a counter of chunks taken, their number, the address of their table, what keys are a function of,
+# and the factor's parameters.
+TAKEN, CHUNKS, TABLE, SEED, TICK, STREAM, PARAMETERS, JOB_WORDS = 0, 1, 2, 3, 4, 5, 6, 9
+# The columns of a chunk: addresses of the new and the old values, length, first logical element, unit.
+NEW, OLD, LENGTH, FIRST, UNIT, COLUMNS = range(6)
+
+_K = f32(reference.K)
+_L1, _L2, _L3, _L4, _L5, _L6 = (f32(c) for c in reference.LOG)
+_G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (f32(c) for c in reference.GAUSS)
+
+
+@intrinsic
+def _fma(context, a, b, c):
+    return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
+
+
+@intrinsic
+def _float_of(context, bits):
+    return types.float32(types.uint32), lambda c, builder, s, args: builder.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def _bits_of(context, value):
+    return types.uint32(types.float32), lambda c, builder, s, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+@intrinsic
+def _double_of(context, bits):
+    return types.float64(types.int64), lambda c, builder, s, args: builder.bitcast(args[0], ir.DoubleType())
+
+
+@intrinsic
+def _pointer(context, address, like):
+    """The address as a pointer to numbers of ``like``'s type."""
+
+    def code(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like)(types.int64, like), code
+
+
+@intrinsic
+def _take(context, counter):
+    """Fetches and increments the int64 at an address, atomically."""
+
+    def code(context, builder, signature, args):
+        word = ir.IntType(64)
+        return builder.atomic_rmw("add", builder.bitcast(args[0], word.as_pointer()), word(1), "monotonic")
+
+    return types.int64(types.voidptr), code
+
+
+@njit(inline="always")
+def _key(seed, tick, stream, unit, segment):
+    """(k0, k1) by Philox4x32-10, as ``keys.derive_keys``."""
+    low = u64(0xFFFFFFFF)
+    c0, c1 = u64(unit) & low, u64(unit) >> u64(32)
+    c2 = u64(tick) & low
+    c3 = u64(segment) | u64(stream) << u64(16) | (u64(tick) >> u64(32)) << u64(24)
+    k0, k1 = u64(seed) & low, u64(seed) >> u64(32)
+    for _ in range(10):
+        a, b = u64(0xD2511F53) * c0, u64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (b >> u64(32)) ^ c1 ^ k0, b & low, (a >> u64(32)) ^ c3 ^ k1, a & low
+        k0, k1 = (k0 + u64(0x9E3779B9)) & low, (k1 + u64(0xBB67AE85)) & low
+    return u32(c0), u32(c1)
+
+
+@njit(inline="always")
+def _word(x, k1):
+    """``reference.words`` from ``x = index · 9E3779B9 + k0`` on."""
+    x = u32(x ^ (x >> u32(17)))
+    x = u32(x * u32(0xED5AD4BB))
+    x = u32(x ^ (x >> u32(11)))
+    x = u32(u32(x * u32(0xAC4C1B51)) + k1)
+    x = u32(x ^ (x >> u32(15)))
+    x = u32(x * u32(0x31848BAB))
+    return u32(x ^ (x >> u32(14)))
+
+
+@njit(inline="always")
+def _normal(w):
+    """``reference.normal`` of one word."""
+    b = _bits_of(f32(i32((w & u32(0x7FFFFFFF)) | u32(1))))
+    m = _float_of((b & u32(0x7FFFFF)) | u32(0x3F800000))
+    q = _fma(_fma(_fma(_fma(_fma(_L6, m, _L5), m, _L4), m, _L3), m, _L2), m, _L1)
+    t = math.sqrt(_fma(q, m, f32(_K - f32(i32(b >> u32(23))))))
+    z = _fma(_fma(_fma(_fma(_G7, t, _G6), t, _G5), t, _G4), t, _G3)
+    z = _fma(_fma(_fma(z, t, _G2), t, _G1), t, _G0)
+    return _float_of(_bits_of(z) ^ (w & u32(0x80000000)))
+
+
+def _wide(value):
+    """A stored parameter as a number to calculate with: bfloat16, stored as uint16, becomes float32."""
+
+
+@overload(_wide, inline="always")
+def _(value):
+    if value == types.uint16:
+        return lambda value: _float_of(u32(value) << u32(16))
+    return lambda value: value
+
+
+def _stored(number, like):
+    """A number as it is stored where ``like`` is: for bfloat16 rounded to nearest, ties to even."""
+
+
+@overload(_stored, inline="always")
+def _(number, like):
+    if like != types.uint16:
+        return lambda number, like: number
+
+    def to_bfloat16(number, like):
+        b = _bits_of(number)
+        rounded = u32(b + u32(0x7FFF) + ((b >> u32(16)) & u32(1))) >> u32(16)
+        return np.uint16(0x7FC0) if number != number else np.uint16(rounded)
+
+    return to_bfloat16
+
+
+@njit(inline="always")
+def _blend(old, new, factor):
+    """``attach.blend.blend`` of one element, in stored form."""
+    was, now = _wide(old), _wide(new)
+    f = type(was)(factor)
+    moved = now - was
+    mixed = was + f * moved if abs(f) < type(f)(0.5) else now - moved * (type(f)(1) - f)
+    kept = old if (f == 0 or was == now) else _stored(mixed, new)
+    return new if f == 1 else kept
+
+
+@njit
+def _blend_normal(new, old, n, x0, k1, loc, scale, minimum):
+    values, before = carray(new, n), carray(old, n)
+    for i in range(n):
+        w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
+        f = f32(f32(_normal(w) * scale) + loc)
+        values[i] = _blend(before[i], values[i], max(f, minimum))
+
+
+@njit
+def _blend_bernoulli(new, old, n, x0, k1, threshold):
+    values, before = carray(new, n), carray(old, n)
+    for i in range(n):
+        w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
+        values[i] = values[i] if w < threshold else before[i]
+
+
+@njit
+def _blend_uniform(new, old, n, x0, k1, low, span):
+    values, before = carray(new, n), carray(old, n)
+    for i in range(n):
+        w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
+        u = (f64(w) + 0.5) * 2.0**-32
+        values[i] = _blend(before[i], values[i], f32(u * span + low))
+
+
+@cache
+def blend_kernel(kind: int, dtype: int) -> int:
+    """Address of the kernel that scales updates by factors of one kind, for parameters of one dtype.
+
+    Args:
+        kind: ``NORMAL``, ``BERNOULLI`` or ``UNIFORM``.
+        dtype: ``FLOAT32``, ``FLOAT64`` or ``BFLOAT16``.
+
+    Returns:
+        The address of a C function ``void (job *)``; compiled at the first call, then read from numba's cache.
+    """
+    number = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}[dtype]
+
+    @cfunc(types.void(types.voidptr), cache=True)
+    def kernel(address):
+        job = carray(address, JOB_WORDS, dtype=np.int64)
+        table = carray(_pointer(job[TABLE], np.int64(0)), (job[CHUNKS], COLUMNS))
+        a, b, c = _double_of(job[PARAMETERS]), _double_of(job[PARAMETERS + 1]), _double_of(job[PARAMETERS + 2])
+        while True:
+            chunk = _take(address)
+            if chunk >= job[CHUNKS]:
+                return
+            new, old = _pointer(table[chunk, NEW], number), _pointer(table[chunk, OLD], number)
+            n, first = i32(table[chunk, LENGTH]), table[chunk, FIRST]
+            k0, k1 = _key(job[SEED], job[TICK], job[STREAM], table[chunk, UNIT], first >> 28)
+            x0 = u32(u32(u32(first & 0xFFFFFFF) * u32(0x9E3779B9)) + k0)
+            if kind == NORMAL:
+                _blend_normal(new, old, n, x0, k1, f32(a), f32(b), f32(c))
+            elif kind == BERNOULLI:
+                _blend_bernoulli(new, old, n, x0, k1, u32(a))
+            else:
+                _blend_uniform(new, old, n, x0, k1, a, b)
+
+    address: int = kernel.address
+    return address

@@ -1,0 +1,133 @@
+"""Accelerate: perturb the optimizer itself, before or after ``prepare``; the wrapper has no hooks."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import flatter
+
+EPOCHS, STEPS_PER_EPOCH = 3, 4
+METHODS = [flatter.leap(0.3), flatter.ralr(p=1.0)]
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """Accelerate keeps its settings in singletons."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2))
+
+
+def data() -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    samples = TensorDataset(torch.randn(16, 4, generator=generator), torch.randn(16, 2, generator=generator))
+    return DataLoader(samples, batch_size=4)
+
+
+def parts(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
+
+
+def perturb(optimizer: torch.optim.Optimizer) -> flatter.Handle:
+    return flatter.perturb(optimizer, METHODS, seed=5, steps_per_epoch=STEPS_PER_EPOCH)
+
+
+def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return (model(inputs) - targets).square().mean()
+
+
+def plain_run() -> tuple[nn.Module, list[float]]:
+    model = network()
+    optimizer, scheduler = parts(model)
+    perturb(optimizer)
+    rates = []
+    for _ in range(EPOCHS):
+        for inputs, targets in data():
+            loss(model, inputs, targets).backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            rates.append(scheduler.get_last_lr()[0])
+    return model, rates
+
+
+def accelerated_run(
+    accelerator: Accelerator,
+    before: Callable[[torch.optim.Optimizer], flatter.Handle] | None,
+    after: Callable[[torch.optim.Optimizer], flatter.Handle] | None,
+) -> tuple[nn.Module, list[float], flatter.Handle]:
+    model = network()
+    optimizer, scheduler = parts(model)
+    handle = before(optimizer) if before else None
+    model, optimizer, scheduler, batches = accelerator.prepare(model, optimizer, scheduler, data())
+    handle = after(optimizer.optimizer) if after else handle
+    rates = []
+    for _ in range(EPOCHS):
+        for inputs, targets in batches:
+            with accelerator.accumulate(model):
+                accelerator.backward(loss(model, inputs, targets))
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+            rates.append(scheduler.get_last_lr()[0])
+    return model, rates, handle
+
+
+@pytest.mark.parametrize(("before", "after"), [(perturb, None), (None, perturb)], ids=["before", "after"])
+def test_prepared_training_is_plain_training(before: Callable | None, after: Callable | None) -> None:
+    expected, expected_rates = plain_run()
+    model, rates, handle = accelerated_run(Accelerator(cpu=True), before, after)
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
+    assert rates == expected_rates
+    assert rates == pytest.approx([0.1 * 0.9 ** (step + 1) for step in range(EPOCHS * STEPS_PER_EPOCH)])
+    assert handle.step == EPOCHS * STEPS_PER_EPOCH
+
+
+def test_an_accumulated_gradient_is_one_step() -> None:
+    _, rates, handle = accelerated_run(Accelerator(cpu=True, gradient_accumulation_steps=2), perturb, None)
+    assert handle.step == EPOCHS * STEPS_PER_EPOCH // 2
+    assert rates[-1] == pytest.approx(0.1 * 0.9 ** (EPOCHS * STEPS_PER_EPOCH // 2))
+
+
+def test_the_wrapper_itself_is_refused() -> None:
+    model = network()
+    optimizer, _ = parts(model)
+    wrapped = Accelerator(cpu=True).prepare(optimizer)
+    with pytest.raises(TypeError, match=r"AcceleratedOptimizer wraps another optimizer.*perturb the inner one"):
+        perturb(wrapped)
+    perturb(wrapped.optimizer)
+
+
+def test_a_saved_state_is_continued(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    optimizer, _ = parts(model)
+    handle = perturb(optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    def train() -> list[Tensor]:
+        for inputs, targets in data():
+            accelerator.backward(loss(model, inputs, targets))
+            optimizer.step()
+            optimizer.zero_grad()
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    train()
+    accelerator.save_state(tmp_path, safe_serialization=False)
+    unbroken = train()
+    assert handle.step == 2 * STEPS_PER_EPOCH
+    accelerator.load_state(tmp_path)
+    assert handle.step == STEPS_PER_EPOCH
+    assert all(map(torch.equal, train(), unbroken))
