@@ -61,7 +61,7 @@ class NoisyStep:
         self._optimizer = optimizer
         self._factors = factors
         self._rates = RateLoan()
-        self._blender = Blender()
+        self._blenders: dict[int, Blender] = {}
         self._slots: dict[Tensor, Slot] = {}
         self._moving: list[Slot] = []
         self.running = False
@@ -134,7 +134,9 @@ class NoisyStep:
             fast = [slot for slot in self._moving if slot.is_fast]
             units = self._factors.units([slot.parameter for slot in fast])
             pieces = [Piece(s.local, s.old, s.block.start or 0, unit) for s, unit in zip(fast, units, strict=True)]
-            self._blender.blend(pieces, form, seed, self._factors.calendar.tick(perturbation, step), stream)
+            if pieces:
+                blender = self._blenders.setdefault(stream, Blender(form, stream))
+                blender.blend(pieces, seed, self._factors.calendar.tick(perturbation, step))
         if rest:
             drawn = self._factors.draws(seed, step, [slot.parameter for slot in rest])
             for slot, of_parameter in zip(rest, drawn, strict=True):

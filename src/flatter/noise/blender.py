@@ -66,58 +66,76 @@ def can_blend(new: Tensor, old: Tensor) -> bool:
     return known and new.is_contiguous() and old.is_contiguous() and _kernels() is not None
 
 
+@dataclass(frozen=True)
+class _Launch:
+    """A kernel call over pieces of one dtype, all but the tick prepared.
+
+    Attributes:
+        pointers: addresses that it was prepared for.
+        table: the kernel's table of chunks; the job holds its address.
+        job: the kernel's job.
+        kernel: the kernel's address.
+        elements: elements in all.
+    """
+
+    pointers: list[int]
+    table: NDArray[np.int64]
+    job: NDArray[np.int64]
+    kernel: int
+    elements: int
+
+
 class Blender:
-    """Blends the same tensors step after step; what does not change between steps is prepared once."""
+    """Blends the same tensors step after step with one distribution; what does not change is prepared once.
 
-    def __init__(self) -> None:
-        self._tables: dict[torch.dtype, tuple[tuple[int, ...], NDArray[np.int64]]] = {}
+    Args:
+        form: the factor's distribution.
+        stream: the perturbation's stream.
+    """
 
-    def blend(self, pieces: Sequence[Piece], form: KernelForm, seed: int, tick: int, stream: int) -> None:
+    def __init__(self, form: KernelForm, stream: int) -> None:
+        self._form = form
+        self._stream = stream
+        self._launches: dict[torch.dtype, _Launch] = {}
+
+    def blend(self, pieces: Sequence[Piece], seed: int, tick: int) -> None:
         """``new ← old + f · (new − old)`` for every piece, f drawn for each element; see ``attach.blend.blend``.
 
         Args:
             pieces: parts that :func:`can_blend` admits.
-            form: the factor's distribution.
-            seed, tick, stream: what the words are a function of, besides unit and element.
+            seed, tick: what the words are a function of, besides stream, unit and element.
         """
+        cpu = _kernels()
+        assert cpu is not None
         by_dtype: dict[torch.dtype, list[Piece]] = {}
         for piece in pieces:
             by_dtype.setdefault(piece.new.dtype, []).append(piece)
         for dtype, alike in by_dtype.items():
-            self._blend_alike(dtype, alike, form, seed, tick, stream)
+            pointers = [pointer for p in alike for pointer in (p.new.data_ptr(), p.old.data_ptr())]
+            launch = self._launches.get(dtype)
+            if launch is None or launch.pointers != pointers:
+                launch = self._launches[dtype] = self._prepare(cpu, dtype, alike, pointers)
+            launch.job[cpu.TAKEN] = 0
+            launch.job[cpu.SEED] = seed if seed < 1 << 63 else seed - (1 << 64)
+            launch.job[cpu.TICK] = tick
+            threads.run(launch.kernel, launch.job.ctypes.data, launch.elements)
 
-    def _blend_alike(
-        self, dtype: torch.dtype, pieces: list[Piece], form: KernelForm, seed: int, tick: int, stream: int
-    ) -> None:
-        cpu = _kernels()
-        assert cpu is not None
-        table = self._table(dtype, pieces)
+    def _prepare(self, cpu: ModuleType, dtype: torch.dtype, pieces: list[Piece], pointers: list[int]) -> _Launch:
+        rows = [row for piece in pieces for row in _chunks(piece)]
+        table = np.array(rows, dtype=np.uint64).reshape(len(rows), cpu.COLUMNS).view(np.int64)
         job = np.zeros(cpu.JOB_WORDS, dtype=np.int64)
-        job[cpu.CHUNKS], job[cpu.TABLE] = len(table), table.ctypes.data
-        job[cpu.SEED], job[cpu.TICK], job[cpu.STREAM] = np.uint64(seed).astype(np.int64), tick, stream
-        job[cpu.PARAMETERS : cpu.PARAMETERS + len(form.numbers)].view(np.float64)[:] = form.numbers
+        job[cpu.CHUNKS], job[cpu.TABLE], job[cpu.STREAM] = len(rows), table.ctypes.data, self._stream
+        numbers = self._form.numbers
+        job[cpu.PARAMETERS : cpu.PARAMETERS + len(numbers)].view(np.float64)[:] = numbers
         kernel = cpu.blend_kernel(
-            {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[form.kind],
+            {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[self._form.kind],
             {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype],
         )
-        threads.run(kernel, job.ctypes.data, sum(piece.new.numel() for piece in pieces))
-
-    def _table(self, dtype: torch.dtype, pieces: list[Piece]) -> NDArray[np.int64]:
-        """The chunks of all pieces; made anew only when a tensor moved."""
-        signature = tuple(
-            word for p in pieces for word in (p.new.data_ptr(), p.old.data_ptr(), p.new.numel(), p.start, p.unit)
-        )
-        known = self._tables.get(dtype)
-        if known is not None and known[0] == signature:
-            return known[1]
-        rows = [row for piece in pieces for row in _chunks(piece)]
-        table = np.array(rows, dtype=np.uint64).reshape(len(rows), 5).view(np.int64)
-        self._tables[dtype] = signature, table
-        return table
+        return _Launch(pointers, table, job, kernel, sum(piece.new.numel() for piece in pieces))
 
 
 def _chunks(piece: Piece) -> list[tuple[int, int, int, int, int]]:
-    """Rows of the kernel's table: none crosses a segment."""
+    """Rows of the kernel's table; none crosses a segment."""
     rows = []
     offset, size, width = 0, piece.new.numel(), piece.new.element_size()
     while offset < size:
