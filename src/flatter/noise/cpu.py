@@ -168,7 +168,8 @@ def _blend_bernoulli(new, old, n, x0, k1, threshold):
     values, before = carray(new, n), carray(old, n)
     for i in range(n):
         w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
-        values[i] = values[i] if w < threshold else before[i]
+        was, now = before[i], values[i]  # both are read always: a choice of loads would not be vectorised
+        values[i] = now if w < threshold else was
 
 
 @njit
