@@ -1,0 +1,1 @@
+"""The contract: what holds for every method with every optimizer and every scheduler, checked over one registry."""
