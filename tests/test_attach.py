@@ -240,7 +240,7 @@ def test_freezing_changes_nobody_elses_noise():
     """A frozen parameter keeps its bits; thawed, it draws what its step says, and the others never noticed."""
     optimizers = [torch.optim.SGD(make_parameters(), lr=0.1) for _ in range(2)]
     handles = [attach(optimizer, LEAP) for optimizer in optimizers]
-    frozen, *others = parameters_of(optimizers[0])
+    *others, frozen = parameters_of(optimizers[0])
     start = frozen.detach().clone()
     frozen.requires_grad_(False)
     for step in range(2):
@@ -250,12 +250,42 @@ def test_freezing_changes_nobody_elses_noise():
         for optimizer in optimizers:
             optimizer.step()
     assert same_bits(frozen.detach(), start)
-    assert same_bits([p.detach() for p in others], values(optimizers[1])[1:])
+    assert same_bits([p.detach() for p in others], values(optimizers[1])[:-1])
     frozen.requires_grad_(True)
     frozen.grad = -torch.ones_like(frozen)
     expected = start + 0.1 * handles[0].factor(2, frozen)
     optimizers[0].step()
     torch.testing.assert_close(frozen.detach(), expected)
+
+
+def other_storage(parameter):
+    return parameter.data.clone()
+
+
+def a_view(parameter):
+    return torch.cat([parameter.data, parameter.data])[: len(parameter)]
+
+
+def another_layout(parameter):
+    return parameter.data.t().contiguous().t()
+
+
+def wider(parameter):
+    return parameter.data.double()
+
+
+@pytest.mark.parametrize("change", [other_storage, a_view, another_layout, wider])
+@pytest.mark.parametrize("noise", FINE_AND_COARSE)
+def test_a_parameters_data_may_be_exchanged_between_steps(change, noise):
+    """No buffer, address or layout of the last step may be trusted in the next."""
+    plain, perturbed = (torch.optim.SGD(make_parameters(((6, 5),)), lr=0.1) for _ in range(2))
+    handle = attach(perturbed, FINE_AND_COARSE[noise])
+    for step in range(4):
+        check_step(plain, handle, step)
+        if step % 2:
+            for (parameter,) in (parameters_of(plain), parameters_of(perturbed)):
+                parameter.grad = None
+                parameter.data = change(parameter)
 
 
 # The rate as a tensor
@@ -694,11 +724,12 @@ def test_another_perturbation_than_the_saved_one_warns():
     with pytest.warns(UserWarning, match="saved under another perturbation"):
         restore(optimizer, saved_leap())
     assert handle.step == 2
+    train(optimizer, 1)  # said once, not at every step
     optimizer = sgd(make_parameters())
     restore(optimizer, saved_leap())
     with pytest.warns(UserWarning, match="saved under another perturbation"):
         attach(optimizer, [LEAP, LEAP])
-    train(optimizer, 1)  # said once, not at every step
+    train(optimizer, 1)
 
 
 def test_another_seed_than_the_saved_one_warns_and_the_saved_one_goes_on():
@@ -729,6 +760,18 @@ def test_the_same_seed_and_perturbation_say_nothing():
     handle = attach(optimizer, LEAP)  # no seed asked for: the saved one is taken silently
     restore(optimizer, saved_leap(seed=5))
     assert handle.seed == 5
+
+
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), 0.1], ids=str)
+def test_an_empty_step_that_only_allocates_state_does_not_count(lr):
+    """Distributed checkpoints prime an optimizer so, with every rate 0; a real step at rate 0, in a warmup, counts."""
+    optimizer = sgd(make_parameters(), lr=lr)
+    handle = attach(optimizer, [LEAP, RALR])
+    set_gradients(optimizer, 0)
+    optimizer.step(closure=None)
+    assert handle.step == (0 if lr == 0 else 1)
+    optimizer.step()
+    assert handle.step == (1 if lr == 0 else 2)
 
 
 def test_where_the_noise_begins_can_be_said():

@@ -123,6 +123,13 @@ def test_probabilities_too_near_the_end_for_32_bits_are_rounded(keep):
     assert set(Mixture(keep, Constant(1), Constant(0)).sample(WORDS).tolist()) == {round(keep)}
 
 
+def test_a_threshold_beyond_32_bits_is_no_business_of_kernels():
+    """As uint32 the threshold 2**32 is 0, or whatever the processor makes of it: nothing would be updated."""
+    assert Bernoulli(1 - 1e-12).threshold == 2**32
+    assert Bernoulli(1 - 1e-12).kernel_form is None
+    assert Bernoulli(1 - 2**-31).kernel_form.numbers == (2**32 - 2,)
+
+
 BAD = [
     (lambda: Constant(-1), ValueError, r"Constant: value must not be negative.*got -1"),
     (lambda: Constant(math.nan), ValueError, r"Constant: value must be a finite number, got nan"),

@@ -151,8 +151,9 @@ class Bernoulli(Distribution):
         return 1.0 if x >= 1 else (1.0 - self.keep if x >= 0 else 0.0)
 
     @property
-    def kernel_form(self) -> KernelForm:
-        return KernelForm("bernoulli", (float(self.threshold),))
+    def kernel_form(self) -> KernelForm | None:
+        # Kernels hold the threshold in 32 bits: where every word is below it, it does not fit.
+        return KernelForm("bernoulli", (float(self.threshold),)) if self.threshold < 1 << 32 else None
 
     def sample(self, words: Tensor) -> Tensor:
         return reference.below(words, self.threshold).float()

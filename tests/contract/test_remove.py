@@ -101,14 +101,24 @@ def test_removed_optimizers_are_copied_as_plain_ones():
 
 
 def test_handle_and_buffers_are_let_go():
-    optimizer = make_optimizer("SGD")
+    shape = (17, 19)
+    parameter = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
     handle = attach(optimizer, "leap")
-    train(optimizer, 1)
+    parameter.grad = torch.ones(shape)
+    optimizer.step()
+    parameter.grad = None
+    assert count_tensors(shape) == 1  # the copy of the parameter
     handle.remove()
+    assert count_tensors(shape) == 0
     gone = weakref.ref(handle)
     del handle
     gc.collect()
     assert gone() is None
+
+
+def count_tensors(shape):
+    return sum(type(thing) is torch.Tensor and thing.shape == shape for thing in gc.get_objects())
 
 
 def test_removing_twice_and_leaving_a_with_block():

@@ -26,6 +26,7 @@ class Slot:
         local: what this process holds of it, sharing memory.
         block: where that lies in the whole tensor.
         old: its values before the step.
+        stride: strides of ``local`` when the slot was made.
         is_fast: whether the kernels know it.
     """
 
@@ -33,6 +34,7 @@ class Slot:
     local: Tensor
     block: Block
     old: Tensor
+    stride: tuple[int, ...]
     is_fast: bool
 
     @staticmethod
@@ -40,13 +42,18 @@ class Slot:
         """A slot with a new buffer."""
         local, block = local_part(parameter)
         old = torch.empty_like(local)
-        return Slot(parameter, local, block, old, block.start is not None and can_blend(local, old))
+        is_fast = block.start is not None and can_blend(local, old)
+        return Slot(parameter, local, block, old, local.stride(), is_fast)
 
     def fits(self) -> bool:
         """Whether the parameter is still what it was: moved or resized, it needs another buffer."""
-        one, two = self.old, self.local
-        same_kind = one.dtype == two.dtype and one.device == two.device
-        return same_kind and one.shape == two.shape and one.stride() == two.stride()
+        old, now = self.old, self.local
+        if now is not self.parameter:  # a shard: its storage may have been exchanged under the DTensor
+            now = local_part(self.parameter)[0]
+            if now.data_ptr() != self.local.data_ptr():
+                return False
+        same_kind = old.dtype == now.dtype and old.device == now.device
+        return same_kind and old.shape == now.shape and now.stride() == self.stride
 
 
 class NoisyStep:

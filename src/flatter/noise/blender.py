@@ -71,14 +71,14 @@ class _Launch:
     """A kernel call over pieces of one dtype, all but the tick prepared.
 
     Attributes:
-        pointers: addresses that it was prepared for.
+        memory: addresses and sizes that it was prepared for.
         table: the kernel's table of chunks; the job holds its address.
         job: the kernel's job.
         kernel: the kernel's address.
         elements: elements in all.
     """
 
-    pointers: list[int]
+    memory: list[int]
     table: NDArray[np.int64]
     job: NDArray[np.int64]
     kernel: int
@@ -111,16 +111,16 @@ class Blender:
         for piece in pieces:
             by_dtype.setdefault(piece.new.dtype, []).append(piece)
         for dtype, alike in by_dtype.items():
-            pointers = [pointer for p in alike for pointer in (p.new.data_ptr(), p.old.data_ptr())]
+            memory = [word for p in alike for word in (p.new.data_ptr(), p.old.data_ptr(), p.new.numel())]
             launch = self._launches.get(dtype)
-            if launch is None or launch.pointers != pointers:
-                launch = self._launches[dtype] = self._prepare(cpu, dtype, alike, pointers)
+            if launch is None or launch.memory != memory:
+                launch = self._launches[dtype] = self._prepare(cpu, dtype, alike, memory)
             launch.job[cpu.TAKEN] = 0
             launch.job[cpu.SEED] = seed if seed < 1 << 63 else seed - (1 << 64)
             launch.job[cpu.TICK] = tick
             threads.run(launch.kernel, launch.job.ctypes.data, launch.elements)
 
-    def _prepare(self, cpu: ModuleType, dtype: torch.dtype, pieces: list[Piece], pointers: list[int]) -> _Launch:
+    def _prepare(self, cpu: ModuleType, dtype: torch.dtype, pieces: list[Piece], memory: list[int]) -> _Launch:
         rows = [row for piece in pieces for row in _chunks(piece)]
         table = np.array(rows, dtype=np.uint64).reshape(len(rows), cpu.COLUMNS).view(np.int64)
         job = np.zeros(cpu.JOB_WORDS, dtype=np.int64)
@@ -131,7 +131,7 @@ class Blender:
             {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[self._form.kind],
             {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype],
         )
-        return _Launch(pointers, table, job, kernel, sum(piece.new.numel() for piece in pieces))
+        return _Launch(memory, table, job, kernel, sum(piece.new.numel() for piece in pieces))
 
 
 def _chunks(piece: Piece) -> list[tuple[int, int, int, int, int]]:
