@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from flatter.cli import app
+from flatter.cli import app, main
 from flatter.study.store import Store
 
 MNIST = Path(__file__).parents[2] / "shared" / "data"
@@ -160,3 +161,38 @@ def file_rows(store):
         return dict(connection.execute("SELECT key, record FROM trials"))
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("compare", "--seeds", "0"), ("--seeds", "greater than or equal to 1")),
+        (("compare", "--seeds", "many"), ("--seeds", "integer")),
+        (("compare", "--no-such-option"), ("--no-such-option",)),
+        (("no-such-command",), ("no-such-command",)),
+        (("compare", "digits-mlp", "--device", "cuda"), ("cuda",)),
+        (("compare", "digits-mlp", "--data-dir", "data"), ("no file is read",)),
+        (("compare", "digits-mlp", "--batch-size", "9" * 25), ("batch_size",)),
+        (("compare", "digits-mlp", "--arms", "gaussian_peak", "--epochs", "1"), ("at least two",)),
+    ],
+)
+def test_every_wrong_option_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["flatter", *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error")]
+    assert all(word in line for word in words), line
+
+
+def test_no_arguments_is_help(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["flatter"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "compare" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """The comparison: pairing, controls, the store, interruption, the training function's contract."""
 
+import functools
 import json
 import math
 import sqlite3
@@ -10,6 +11,7 @@ import torch
 import flatter
 from flatter.distributions import Constant
 from flatter.study.arms import ArmError, parse_arm, split_arms, with_controls
+from flatter.study.identify import NotIdentifiableError
 from flatter.study.store import Store, StoreError
 from flatter.study.trial import Trial, TrialError
 from flatter.workflow import compare_task
@@ -195,17 +197,19 @@ def test_peak_control_refuses_a_scheduler_that_waits_for_a_metric():
 
 
 def failing(error, arm="leap", seed=1):
+    """Trains, but one trial ends in an exception (given as its message) or in a number that is not finite."""
+
     def train(trial):
         quadratic(trial)
         if trial.arm.name == arm and trial.seed == seed:
-            if isinstance(error, BaseException):
-                raise error
+            if isinstance(error, str):
+                raise RuntimeError(error)
             trial.report(test_error=error)
 
     return train
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), math.nan, math.inf])
+@pytest.mark.parametrize("error", ["out of memory", math.nan, math.inf])
 def test_a_crash_or_a_nan_is_a_recorded_outcome(error):
     comparison = run(failing(error), arms=["leap", "lr_dropout"])
     leap = by_name(comparison)["leap"]
@@ -219,7 +223,7 @@ def test_a_crash_or_a_nan_is_a_recorded_outcome(error):
 
 def test_a_crash_of_vanilla_ends_the_comparison():
     with pytest.raises(RuntimeError, match="no data"):
-        run(failing(RuntimeError("no data"), arm="vanilla"))
+        run(failing("no data", arm="vanilla"))
 
 
 @pytest.mark.parametrize(
@@ -251,26 +255,38 @@ def test_bad_options(options, message):
 # The store.
 
 
-def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path):
+CALLS = []  # what a training function closes over is part of its identity; what is in its module is not
+
+
+@pytest.fixture(autouse=True)
+def _no_calls():
+    CALLS.clear()
+
+
+def counted(trial):
+    CALLS.append((trial.arm.name, trial.seed))
+    quadratic(trial)
+
+
+def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path, monkeypatch):
     whole = run(arms=["leap", "ralr"])
-    calls = []
+    original = quadratic
 
-    def interrupted(trial):
-        if len(calls) == stop_after:
-            raise KeyboardInterrupt
-        calls.append((trial.arm.name, trial.seed))
-        quadratic(trial)
+    for finished in (5, 10):
 
-    total = 4 * 3
-    while len(calls) < total:
-        stop_after = len(calls) + 5
-        if stop_after >= total:
-            stop_after = -1
-            continued = run(interrupted, arms=["leap", "ralr"], out=tmp_path)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                run(interrupted, arms=["leap", "ralr"], out=tmp_path)
-    assert len(set(calls)) == len(calls) == total
+        def interrupted(trial, finished=finished):
+            if len(CALLS) > finished:
+                CALLS.pop()
+                raise KeyboardInterrupt
+            original(trial)
+
+        monkeypatch.setitem(globals(), "quadratic", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(counted, arms=["leap", "ralr"], out=tmp_path)
+        assert len(CALLS) == finished
+    monkeypatch.setitem(globals(), "quadratic", original)
+    continued = run(counted, arms=["leap", "ralr"], out=tmp_path)
+    assert len(set(CALLS)) == len(CALLS) == 4 * 3
     assert curves(continued) == curves(whole)
     assert [vars_of(arm) for arm in continued.arms] == [vars_of(arm) for arm in whole.arms]
     assert (tmp_path / "report.html").is_file()
@@ -281,35 +297,27 @@ def vars_of(arm):
 
 
 def test_more_seeds_and_arms_use_what_is_there(tmp_path):
-    counted = []
+    run(counted, arms=["leap"], seeds=2, out=tmp_path)
+    assert len(CALLS) == 4
+    run(counted, arms=["leap", "lr_dropout"], seeds=3, out=tmp_path)
+    assert len(CALLS) == 4 + 2 + 3 * 2
+    run(counted, arms=[flatter.Arm("another name", flatter.leap())], seeds=3, out=tmp_path)
+    assert len(CALLS) == 12  # what was done counts, not what it was called
+    run(counted, arms=["leap"], seeds=3, settings={"width": 3}, out=tmp_path)
+    assert len(CALLS) == 18  # another setting is another trial
 
-    def train(trial):
-        counted.append((trial.arm.name, trial.seed))
-        quadratic(trial)
 
-    run(train, arms=["leap"], seeds=2, out=tmp_path)
-    assert len(counted) == 4
-    run(train, arms=["leap", "lr_dropout"], seeds=3, out=tmp_path)
-    assert len(counted) == 4 + 2 + 3 * 2
-    run(train, arms=[flatter.Arm("another name", flatter.leap())], seeds=3, out=tmp_path)
-    assert len(counted) == 12  # what was done counts, not what it was called
-    run(train, arms=["leap"], seeds=3, settings={"width": 3}, out=tmp_path)
-    assert len(counted) == 18  # another setting is another trial
+def fails_at_first(trial):
+    counted(trial)
+    if trial.arm.name == "leap" and len(CALLS) < 5:
+        raise RuntimeError("out of memory")
 
 
 def test_failed_trials_are_run_again_only_on_request(tmp_path):
-    counted = []
-
-    def train(trial):
-        counted.append(trial.arm.name)
-        quadratic(trial)
-        if trial.arm.name == "leap" and len(counted) < 5:
-            raise RuntimeError("out of memory")
-
-    assert by_name(run(train, seeds=2, out=tmp_path))["leap"].failed == 2
-    assert by_name(run(train, seeds=2, out=tmp_path))["leap"].failed == 2
-    assert len(counted) == 4
-    assert by_name(run(train, seeds=2, out=tmp_path, retry_failed=True))["leap"].failed == 0
+    assert by_name(run(fails_at_first, seeds=2, out=tmp_path))["leap"].failed == 2
+    assert by_name(run(fails_at_first, seeds=2, out=tmp_path))["leap"].failed == 2
+    assert len(CALLS) == 4
+    assert by_name(run(fails_at_first, seeds=2, out=tmp_path, retry_failed=True))["leap"].failed == 0
 
 
 def test_a_store_that_is_not_one_is_refused_and_kept(tmp_path):
@@ -365,3 +373,158 @@ def test_trial_keeps_the_users_seed_and_arm():
     trial = Trial(parse_arm("leap"), 7)
     assert trial.seed == 7
     assert trial.epochs == []
+
+
+# Trials are told apart by all that decides them.
+
+
+def rate_trainer(lr):
+    def train(trial):
+        parameter = torch.ones(3, requires_grad=True)
+        optimizer = torch.optim.SGD([parameter], lr=lr)
+        trial.attach(optimizer, steps_per_epoch=1, epochs=1)
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        trial.report(test_error=float(parameter.detach().sum()), seconds=1.0)
+
+    return train
+
+
+def partial_trainer(lr):
+    return functools.partial(lambda trial, lr: rate_trainer(lr)(trial), lr=lr)
+
+
+class ObjectTrainer:
+    def __init__(self, lr):
+        self.lr = lr
+
+    def __call__(self, trial):
+        rate_trainer(self.lr)(trial)
+
+
+@pytest.mark.parametrize("make", [rate_trainer, partial_trainer, ObjectTrainer])
+def test_a_training_function_with_other_values_is_another(make, tmp_path):
+    small, large, again = (run(make(lr), seeds=1, out=tmp_path) for lr in (0.05, 0.5, 0.05))
+    assert small.arms[0].mean == pytest.approx(3 * 0.95)
+    assert large.arms[0].mean == pytest.approx(3 * 0.5)
+    assert curves(again) == curves(small)
+
+
+def test_a_training_function_that_cannot_be_told_from_another(tmp_path):
+    data = object()
+
+    def train(trial):
+        assert data
+        quadratic(trial)
+
+    assert run(train, seeds=1).arms[0].n == 1
+    with pytest.raises(NotIdentifiableError, match="depends on a object"):
+        run(train, seeds=1, out=tmp_path)
+
+
+def test_another_metric_in_the_same_folder(tmp_path):
+    def train(trial):
+        parameter = torch.ones(1, requires_grad=True)
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        trial.attach(optimizer, steps_per_epoch=1, epochs=1)
+        optimizer.step()
+        trial.report(good=0.5, bad=math.nan)
+
+    assert by_name(run(train, metric="bad", out=tmp_path))["leap"].failed == 3
+    assert by_name(run(train, metric="good", out=tmp_path))["leap"].failed == 0
+    with pytest.raises(TrialError, match="judges 'other'"):
+        run(train, metric="other", out=tmp_path)
+
+
+def test_bounded_perturbations_have_no_control():
+    arms = with_controls([parse_arm("random_lr(max_lr=0.3)")])
+    assert [arm.name for arm in arms] == ["vanilla", "random_lr(max_lr=0.3)"]
+    assert "[-inf, 0.3]" in arms[1].description
+    assert "40% to 100%" in arms[1].description
+    assert run(arms=arms[1:], seeds=2).arms[1].vs_control is None
+
+
+def test_a_control_of_ones_own():
+    with pytest.raises(ArmError, match="not among the arms"):
+        with_controls([flatter.Arm("a", flatter.leap(), control="b")])
+    comparison = run(arms=[flatter.Arm("a", flatter.leap(), control="b"), flatter.Arm("b", flatter.leap(0.5))])
+    assert by_name(comparison)["a"].vs_control.n == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"better": "up"}, "better must be 'lower' or 'higher'"),
+        ({"settings": {"path": object()}}, "settings must be plain data"),
+        ({"arms": [flatter.leap()]}, r"flatter.Arm\(name, perturbation\)"),
+        ({"seeds": 2.0}, "seeds must be"),
+        ({"seeds": True}, "seeds must be"),
+        ({"arms": "leap(sigma=0.1),what"}, "no arm 'what'"),
+        ({"arms": "gaussian_peak(height=inf)"}, "height"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_first_trial(options, message):
+    def train(trial):
+        raise AssertionError("a trial was started")
+
+    with pytest.raises(ValueError, match=message):
+        run(train, **options)
+
+
+def test_an_optimizer_that_cannot_be_perturbed_stops_in_the_first_trial():
+    def train(trial):
+        optimizer = torch.optim.ASGD([torch.ones(1, requires_grad=True)])
+        trial.attach(optimizer, steps_per_epoch=1, epochs=1)
+
+    with pytest.raises(ValueError, match="ASGD cannot be perturbed"):
+        run(train)
+
+
+def test_a_peak_needs_two_steps():
+    with pytest.raises(TrialError, match="at least two"):
+        run(rate_trainer(0.1), arms=["gaussian_peak"], seeds=1)
+
+
+def test_rates_held_in_tensors_are_noted_as_they_were():
+    def train(trial):
+        parameter = torch.ones(1, requires_grad=True)
+        optimizer = torch.optim.SGD([parameter], lr=torch.tensor(0.1))
+        scheduler = trial.attach(
+            optimizer, steps_per_epoch=1, epochs=3, scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1)
+        )
+        for _ in range(3):
+            parameter.grad = torch.ones(1)
+            optimizer.step()
+            scheduler.step()
+            trial.report(test_error=1.0)
+
+    rates = [epoch["scheduled_lr"] for epoch in curves(run(train, seeds=1))["vanilla", 0]]
+    assert rates == pytest.approx([0.1, 0.01, 0.001])
+
+
+def test_arms_take_turns_in_being_first(tmp_path):
+    order = []
+
+    def train(trial):
+        order.append((trial.seed, trial.arm.name))
+        quadratic(trial)
+
+    run(train, arms=["leap", "ralr"], seeds=2)
+    assert [name for seed, name in order if seed == 0] == ["vanilla", "leap", "ralr", "ralr (control)"]
+    assert [name for seed, name in order if seed == 1] == ["leap", "ralr", "ralr (control)", "vanilla"]
+
+
+def test_too_few_seeds_are_said_to_be(capsys):
+    flatter.compare(quadratic, ["leap"], 5)
+    assert "5 seeds cannot reach a verdict over 1 comparisons" in capsys.readouterr().err
+    flatter.compare(quadratic, ["leap"], 6)
+    assert "cannot reach" not in capsys.readouterr().err
+
+
+def test_names_and_messages_are_never_read_as_markup(tmp_path, capsys):
+    out = tmp_path / "x[/red]y"
+    arm = flatter.Arm("a[/b]", flatter.leap())
+    flatter.compare(failing("see [/tmp/x]", arm="a[/b]", seed=0), [arm], 2, out=out)
+    captured = capsys.readouterr()
+    assert "a[/b], seed 0 failed: RuntimeError: see [/tmp/x]" in captured.err
+    assert "x[/red]y" in captured.err

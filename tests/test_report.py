@@ -272,7 +272,7 @@ def test_one_pair_has_no_interval():
     method = dataclasses.replace(both.arms[1], control="vanilla", vs_vanilla=single, vs_control=None)
     alone = dataclasses.replace(both, arms=(both.arms[0], method))
     assert summary_lines(alone) == [
-        "m: inconclusive. +0.04 points against vanilla; about 60 seeds would settle it.",
+        "m: inconclusive. +0.04 points against vanilla; one seed says nothing of the spread: run more.",
     ]
     assert "—" not in row_of(printed(comparison_table(alone), width=100), "m")
     assert not [trace for trace in figures.differences_from_vanilla(alone).data if trace.meta == "interval"]

@@ -377,7 +377,7 @@ def test_unknown_setting_is_refused_at_construction():
 
 def test_cuda_that_is_not_there(digits, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match=r"device = 'cuda', but torch .* sees no CUDA device: use device = 'cpu'"):
+    with pytest.raises(SettingsError, match=r"device = 'cuda', but torch .* sees no CUDA device: use device = 'cpu'"):
         run(digits, QUICK.updated({"device": "cuda"}))
 
 

@@ -23,6 +23,7 @@ from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatter.study.data import DataError
 from flatter.study.store import StoreError
 from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
+from flatter.study.trial import TrialError
 from flatter.version import __version__
 
 app = typer.Typer(
@@ -66,7 +67,9 @@ def compare(
     arms: Annotated[
         str, typer.Option(help="Methods, with or without settings: 'leap(sigma=0.1),lr_dropout,random_lr(alpha=8)'.")
     ] = ",".join(DEFAULT_ARMS),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; fewer than 6 cannot reach a verdict.")] = 10,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 9 cannot reach a verdict.")
+    ] = 10,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of data files [default: FLATTER_DATA, else a download].")
     ] = None,
@@ -116,15 +119,21 @@ def compare(
         _fail(
             f"interrupted; finished trials are kept in {folder}, and the same command goes on from there", INTERRUPTED
         )
-    except (ArmError, CompareError, DataError, SettingsError, StoreError, UnknownTaskError) as error:
+    except (ArmError, CompareError, DataError, SettingsError, StoreError, TrialError, UnknownTaskError) as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read our output has gone: there is nobody to tell
+        raise typer.Exit(1) from None
     except OSError as error:
         _fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    _print_error(message)
     raise typer.Exit(status)
+
+
+def _print_error(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -134,7 +143,18 @@ def _terminated(number: int, frame: object) -> NoReturn:
 def main() -> None:
     """Runs the command line; a polite kill ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminated)
-    app()
+    try:
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Abort:
+        status = INTERRUPTED
+    except Exception as error:
+        # A wrong option: one line, as every other error. The class lives in click or in typer, by version.
+        explain = getattr(error, "format_message", None)
+        if explain is None:
+            raise
+        _print_error(f"{explain()} `flatter --help` and `flatter compare --help` say what there is")
+        status = BAD_INPUT
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ class LogUniform(Distribution):
     def variance(self) -> float:
         if self._span == 0:
             return 0.0
-        return (self.high**2 - self.low**2) / (2 * self._span) - self.mean**2
+        return max(0.0, (self.high**2 - self.low**2) / (2 * self._span) - self.mean**2)
 
     def cdf(self, x: float) -> float:
         if x < self.low:

@@ -49,7 +49,8 @@ def random_lr(
     Args:
         alpha: scale α of the factor; default 8.
         beta: share β of the epochs that are perturbed, in (0, 1]; default 0.6.
-        min_lr: lower bound of the noisy rate (the paper's Figure 2 asks for one); default none.
+        min_lr: lower bound of the noisy rate (the paper's Figure 2 asks for one); default none. In the window it holds
+            for every group, also one whose scheduled rate is 0.
         max_lr: upper bound of the noisy rate; default none.
 
     Raises:

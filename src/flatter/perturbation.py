@@ -109,7 +109,12 @@ class Perturbation:
     @property
     def is_identity(self) -> bool:
         """Whether f is always 1 and nothing bounds the rate: the plain optimizer, to the bit."""
-        return self.distribution.is_one and self.bounds == (-math.inf, math.inf)
+        return self.distribution.is_one and not self.is_bounded
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether ``min_lr`` or ``max_lr`` is given."""
+        return self.bounds != (-math.inf, math.inf)
 
     @property
     def needs_steps_per_epoch(self) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
+import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +17,9 @@ from flatter.report.progress import LiveProgress
 from flatter.report.terminal import show
 from flatter.stats import Better
 from flatter.study.analysis import analyse
-from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, with_controls
+from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
 from flatter.study.comparison import Comparison, Subject
+from flatter.study.identify import identify
 from flatter.study.runner import TrainFunction, plan, run
 from flatter.study.store import Store
 from flatter.study.tasks import Settings, get_task
@@ -35,7 +36,7 @@ PAGE_NAME = "report.html"
 
 def compare(
     train: TrainFunction,
-    arms: Sequence[str | Arm] = DEFAULT_ARMS,
+    arms: str | Sequence[str | Arm] = DEFAULT_ARMS,
     seeds: int | Sequence[int] = 10,
     *,
     metric: str = "test_error",
@@ -65,7 +66,7 @@ def compare(
         level: family-wise level of the tests; default 0.05.
         controls: whether to add the matched-rate controls; default ``True``.
         out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
-            is done is not done again, unless the source of ``train``, ``settings`` or a version changed. Default:
+            is done is not done again, unless ``train``, ``settings`` or a version changed. Default:
             nothing is written.
         name: what the report calls the task; default: the training function's name.
         settings: plain data that ``train`` depends on besides its source; it is shown, and a change runs all anew.
@@ -77,7 +78,8 @@ def compare(
 
     Raises:
         ArmError: an arm that does not exist or cannot be built.
-        CompareError: no seeds, the same seed twice, or a level outside (0, 1).
+        CompareError: no seeds, the same seed twice, a level outside (0, 1), and the like.
+        NotIdentifiableError: with ``out``, a training function that cannot be told from another one later.
         TrialError: ``train`` does not use its trial as it must.
         StoreError: the folder cannot be used, or holds a damaged store.
         Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
@@ -87,7 +89,7 @@ def compare(
         metric=metric,
         unit=unit,
         better=better,
-        settings={"training function": _source_mark(train), **(settings or {})},
+        settings={"training function": identify(train, stored=out is not None), **(settings or {})},
     )
     folder = None if out is None else Path(out)
     return _compare(train, subject, arms, seeds, level, controls, folder, retry_failed, quiet)
@@ -96,7 +98,7 @@ def compare(
 def compare_task(
     task_name: str,
     *,
-    arms: Sequence[str | Arm] = DEFAULT_ARMS,
+    arms: str | Sequence[str | Arm] = DEFAULT_ARMS,
     seeds: int | Sequence[int] = 10,
     settings: Mapping[str, Any] | None = None,
     data_dir: Path | None = None,
@@ -122,6 +124,7 @@ def compare_task(
     """
     task = get_task(task_name)
     chosen: Settings = task.settings.updated(settings or {})
+    chosen.check_device()
     data = task.load(data_dir)
     subject = Subject(task.name, task.metric, task.unit, task.better, chosen.model_dump())
 
@@ -146,7 +149,7 @@ def _one_thread() -> Iterator[None]:
 def _compare(
     train: TrainFunction,
     subject: Subject,
-    arms: Sequence[str | Arm],
+    arms: str | Sequence[str | Arm],
     seeds: int | Sequence[int],
     level: float,
     controls: bool,
@@ -154,12 +157,13 @@ def _compare(
     retry_failed: bool,
     quiet: bool,
 ) -> Comparison:
-    chosen = with_controls([parse_arm(arm) if isinstance(arm, str) else arm for arm in arms], controls=controls)
+    chosen = with_controls(_arms(arms), controls=controls)
     numbers = _seeds(seeds)
-    if not 0 < level < 1:
-        raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
+    _check(subject, level)
     console = Console(stderr=True)
     specs = plan(subject, chosen, numbers)
+    if not quiet:
+        _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
         records = list(run(specs, train, store, progress, retry_failed=retry_failed))
     comparison = analyse(subject, records, chosen, numbers, level=level)
@@ -168,22 +172,45 @@ def _compare(
     if out is not None:
         page = write_page(comparison, out / PAGE_NAME)
         if not quiet:
-            console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+            console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
     return comparison
 
 
+def _arms(arms: str | Sequence[str | Arm]) -> list[Arm]:
+    given = split_arms(arms) if isinstance(arms, str) else arms
+    for arm in given:
+        if not isinstance(arm, (str, Arm)):
+            raise CompareError(f"an arm is a name such as 'leap' or a flatter.Arm(name, perturbation); got {arm!r}")
+    return [parse_arm(arm) if isinstance(arm, str) else arm for arm in given]
+
+
 def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    if not numbers or len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
-        raise CompareError(f"seeds must be a positive number, or different numbers from 0 on; got {seeds!r}")
+    given = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    numbers = tuple(given) if isinstance(given, Sequence) else ()
+    whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+    if not numbers or not whole or len(set(numbers)) < len(numbers):
+        raise CompareError(f"seeds must be a positive number, or different whole numbers from 0 on; got {seeds!r}")
     return numbers
 
 
-def _source_mark(train: TrainFunction) -> str:
-    """Tells one training function from another, and from itself after an edit."""
-    name = f"{getattr(train, '__module__', '?')}.{getattr(train, '__qualname__', type(train).__qualname__)}"
+def _check(subject: Subject, level: float) -> None:
+    """All that can be known to be wrong before the first trial."""
+    if not 0 < level < 1:
+        raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
+    if subject.better not in ("lower", "higher"):
+        raise CompareError(f"better must be 'lower' or 'higher'; got {subject.better!r}")
     try:
-        source = inspect.getsource(train)
-    except (OSError, TypeError):  # made in an interpreter, or an object with __call__
-        return name
-    return f"{name} {hashlib.sha256(source.encode()).hexdigest()[:12]}"
+        json.dumps(dict(subject.settings))
+    except (TypeError, ValueError) as error:
+        raise CompareError(f"settings must be plain data, such as numbers and text: {error}") from None
+
+
+def _warn_if_hopeless(console: Console, seeds: int, comparisons: int, level: float) -> None:
+    """Says so where even the clearest difference could not reach a verdict: no sign-flip p is below 2/2ⁿ."""
+    needed = math.ceil(math.log2(2 * comparisons / level)) if comparisons else 0
+    if seeds < needed:
+        console.print(
+            f"Note: {seeds} seeds cannot reach a verdict over {comparisons} comparisons with vanilla at level "
+            f"{level:g}; {needed} can.",
+            highlight=False,
+        )

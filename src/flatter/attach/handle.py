@@ -109,6 +109,8 @@ class Handle:
     @step.setter
     def step(self, value: int) -> None:
         _check_range("step", value, TICK_LIMIT)
+        if not self._removers:
+            raise ValueError("this handle was removed: its optimizer has no noise whose step could be set")
         self._set_state(replace(self._state, step=value))
 
     @property
@@ -251,7 +253,7 @@ def _check_perturbations(
             raise ValueError(f"{p} acts by the epoch: give steps_per_epoch=, the number of optimizer steps in one")
         if p.needs_epochs and epochs is None:
             raise ValueError(f"{p} has a window: give epochs=, the number of epochs of the whole training")
-        if p.acts_on_rate and any("lr" not in group for group in optimizer.param_groups):
+        if p.acts_on_rate and any(group.get("lr") is None for group in optimizer.param_groups):
             raise ValueError(
                 f"a parameter group of {type(optimizer).__name__} has no 'lr': there is no rate to perturb"
             )

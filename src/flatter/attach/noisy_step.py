@@ -14,7 +14,7 @@ from flatter.attach.blend import blend_
 from flatter.attach.factors import Factors
 from flatter.attach.rate import RateLoan
 from flatter.attach.shards import Block, local_part
-from flatter.noise.blender import Blender, Piece, can_blend
+from flatter.noise.blender import Blender, Piece, can_blend, compile_kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,18 @@ class NoisyStep:
                     slot = self._slots.get(parameter)
                     if slot is None or not slot.fits():
                         slot = self._slots[parameter] = Slot.of(parameter)
+                        self._prepare(slot)
                     self._moving.append(slot)
         if self._moving:
             with torch.no_grad():
                 torch._foreach_copy_([slot.old for slot in self._moving], [slot.local for slot in self._moving])
+
+    def _prepare(self, slot: Slot) -> None:
+        """Compiles what the slot will need now, before the optimizer moves anything: if that fails, nothing is lost."""
+        for perturbation in self._factors.perturbations:
+            form = perturbation.distribution.kernel_form
+            if slot.is_fast and form is not None and perturbation.scope == "element":
+                compile_kernel(form, slot.local.dtype)
 
     def _blend(self, seed: int, step: int) -> None:
         """Scales the updates: with the kernels what they know, the rest by the reference."""

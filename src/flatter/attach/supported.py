@@ -51,6 +51,11 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
             f"{name} with overlap_with_ddp=True cannot be perturbed: it updates inside the backward pass, and its step "
             "does nothing. Use overlap_with_ddp=False"
         )
+    for attribute, value in vars(optimizer).items():
+        if isinstance(value, Optimizer) and not _is_torchs(type(optimizer)):
+            raise ValueError(
+                f"{name} wraps another optimizer as its attribute {attribute!r}, which does the steps: perturb that one"
+            )
     if not per_element:
         return
     reason = _lost_elements(optimizer)

@@ -85,6 +85,17 @@ class _Launch:
     elements: int
 
 
+def compile_kernel(form: KernelForm, dtype: torch.dtype) -> int:
+    """Address of the kernel for a factor and a parameter dtype. Slow at the first call, so call it before a step."""
+    cpu = _kernels()
+    assert cpu is not None
+    kernel: int = cpu.blend_kernel(
+        {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[form.kind],
+        {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype],
+    )
+    return kernel
+
+
 class Blender:
     """Blends the same tensors step after step with one distribution; what does not change is prepared once.
 
@@ -127,10 +138,7 @@ class Blender:
         job[cpu.CHUNKS], job[cpu.TABLE], job[cpu.STREAM] = len(rows), table.ctypes.data, self._stream
         numbers = self._form.numbers
         job[cpu.PARAMETERS : cpu.PARAMETERS + len(numbers)].view(np.float64)[:] = numbers
-        kernel = cpu.blend_kernel(
-            {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[self._form.kind],
-            {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype],
-        )
+        kernel = compile_kernel(self._form, dtype)
         return _Launch(memory, table, job, kernel, sum(piece.new.numel() for piece in pieces))
 
 

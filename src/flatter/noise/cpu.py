@@ -194,7 +194,6 @@ def blend_kernel(kind: int, dtype: int) -> int:
     """
     number = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}[dtype]
 
-    @cfunc(types.void(types.voidptr), cache=True)
     def kernel(address):
         job = carray(address, JOB_WORDS, dtype=np.int64)
         table = carray(_pointer(job[TABLE], np.int64(0)), (job[CHUNKS], COLUMNS))
@@ -214,5 +213,14 @@ def blend_kernel(kind: int, dtype: int) -> int:
             else:
                 _blend_uniform(new, old, n, x0, k1, a, b)
 
-    address: int = kernel.address
-    return address
+    return _compiled(kernel).address
+
+
+def _compiled(kernel):
+    """The kernel as a C function, from numba's cache or put there; a read-only installation has no place for one."""
+    try:
+        return cfunc(types.void(types.voidptr), cache=True)(kernel)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        return cfunc(types.void(types.voidptr))(kernel)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flatter.study.records import Record
 from flatter.study.runner import TrialSpec
@@ -21,15 +21,12 @@ class LiveProgress:
     """
 
     def __init__(self, console: Console, *, shown: bool = True) -> None:
+        self._shown = shown
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("trials"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}"),
+            BarColumn(bar_width=16),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[detail]}", markup=False),  # arms have the user's names: never markup
             console=console,
             disable=not shown,
         )
@@ -59,7 +56,6 @@ class LiveProgress:
     def ended(self, spec: TrialSpec, record: Record, number: int, total: int) -> None:
         """Counts a trial; a failed one is said aloud."""
         self._progress.update(self._bar, total=total, completed=number + 1)
-        if record.status == "failed":
-            self._progress.console.print(
-                f"[yellow]{spec.arm.name}, seed {spec.seed} failed: {record.error}[/]", markup=True
-            )
+        if record.status == "failed" and self._shown:
+            message = f"{spec.arm.name}, seed {spec.seed} failed: {record.error}"
+            self._progress.console.print(message, style="yellow", markup=False, highlight=False)

@@ -107,6 +107,8 @@ def seeds_note(judgement: Judgement) -> str:
     """How many seeds an inconclusive comparison needs, in words; empty for every other verdict."""
     if judgement.verdict != "inconclusive":
         return ""
+    if judgement.n < 2:
+        return "one seed says nothing"
     if judgement.seeds_needed is None:
         return "no reachable number of seeds"
     return f"needs ≈ {judgement.seeds_needed} seeds"

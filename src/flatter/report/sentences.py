@@ -212,6 +212,8 @@ def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
 
 
 def _settle(judgement: Judgement) -> str:
+    if judgement.n < 2:
+        return "one seed says nothing of the spread: run more"
     if judgement.seeds_needed is None:
         return "no reachable number of seeds would settle it"
     return f"about {judgement.seeds_needed} seeds would settle it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +41,7 @@ class Peak:
     def __post_init__(self) -> None:
         if self.shape not in ("gaussian", "laplacian"):
             raise ArmError(f"Peak: shape must be 'gaussian' or 'laplacian', got {self.shape!r}")
-        if not self.height >= 1:
+        if not 1 <= self.height < math.inf:
             raise ArmError(f"Peak: height is a multiple of the usual maximum rate, at least 1; got {self.height!r}")
         if not 0 < self.depth < 1:
             raise ArmError(f"Peak: depth is the final rate as a share of the peak's, in (0, 1); got {self.depth!r}")
@@ -102,9 +103,17 @@ class Arm:
                 if self.peak.mean_only
                 else f"{self.peak.shape} peak schedule, {self.peak.height:g} × the usual maximum rate"
             )
-        parts += [f"{p.distribution} per {p.scope}, every {p.cadence}".replace("every once", "once")
-                  for p in self.perturbations]  # fmt: skip
+        parts += [_describe(p) for p in self.perturbations]
         return "; ".join(parts) or "the training as it is"
+
+
+def _describe(p: Perturbation) -> str:
+    words = [f"{p.distribution} per {p.scope}, {'once' if p.cadence == 'once' else f'every {p.cadence}'}"]
+    if not p.window.is_always:
+        words.append(f"from {p.window.start:.0%} to {p.window.stop:.0%} of the epochs")
+    if p.is_bounded:
+        words.append(f"rate kept in [{p.bounds[0]:g}, {p.bounds[1]:g}], so no control has its mean rate")
+    return ", ".join(words)
 
 
 METHODS: dict[str, Callable[..., Any]] = {
@@ -160,7 +169,8 @@ def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, .
     """The arms to run: vanilla first, and each method followed by its matched-rate control.
 
     A control is the same arm with every factor replaced by its mean, or the training's own schedule scaled to a peak's
-    mean rate. A method whose mean factor is 1 has vanilla as its control.
+    mean rate. A method whose mean factor is 1 has vanilla as its control. One with bounds on the rate has none: its
+    mean rate depends on the schedule.
 
     Args:
         arms: the arms; vanilla is added if it is not among them.
@@ -172,7 +182,7 @@ def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, .
     chosen = [arm for arm in arms if arm.name != VANILLA or arm.to_dict() != Arm(VANILLA).to_dict()]
     result = [Arm(VANILLA)]
     for arm in chosen:
-        control = _control_of(arm) if controls and not arm.is_control else None
+        control = _control_of(arm) if controls and not arm.is_control and arm.control is None else None
         if control is None:
             result.append(arm)
         elif control.to_dict() == result[0].to_dict():
@@ -183,10 +193,15 @@ def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, .
     for name in names:
         if names.count(name) > 1:
             raise ArmError(f"two arms are named {name!r}: give each its own name")
+    for arm in result:
+        if arm.control is not None and arm.control not in names:
+            raise ArmError(f"arm {arm.name!r} is to be held against {arm.control!r}, which is not among the arms")
     return tuple(result)
 
 
 def _control_of(arm: Arm) -> Arm | None:
+    if any(p.is_bounded for p in arm.perturbations):
+        return None  # with bounds the mean rate follows from the schedule: no one factor has it
     matched = tuple(p.matched_rate() for p in arm.perturbations)
     kept = tuple(p for p in matched if not p.is_identity)
     peak = None if arm.peak is None else replace(arm.peak, mean_only=True)

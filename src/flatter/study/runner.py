@@ -39,7 +39,8 @@ class TrialSpec:
     @property
     def key(self) -> str:
         """Hash of all that decides the outcome: the specification and the versions that it runs under."""
-        content = [self.subject.name, self.arm.to_dict(), self.seed, self.subject.settings, versions()]
+        subject = self.subject
+        content = [subject.name, subject.metric, self.arm.to_dict(), self.seed, subject.settings, versions()]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -62,8 +63,15 @@ def versions() -> dict[str, str]:
 
 
 def plan(subject: Subject, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> list[TrialSpec]:
-    """The trials in the order of their run: seed by seed, so that arms share the machine's good and bad minutes."""
-    return [TrialSpec(subject, arm, seed) for seed in seeds for arm in arms]
+    """The trials in the order of their run.
+
+    Seed by seed, so that arms share the machine's good and bad minutes, and each seed starts with another arm.
+    """
+    return [
+        TrialSpec(subject, arms[(first + index) % len(arms)], seed)
+        for first, seed in enumerate(seeds)
+        for index in range(len(arms))
+    ]
 
 
 def run(

@@ -56,7 +56,10 @@ class Store:
             if row is None:
                 return None
             fields = json.loads(row[0])
-            return Record(**{**fields, "epochs": tuple(fields["epochs"])})
+            record = Record(**{**fields, "epochs": tuple(fields["epochs"])})
+            if record.status == "finished" and not record.epochs:
+                raise ValueError("a finished trial without epochs")
+            return record
         except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{self._path} is damaged ({error}); nothing was overwritten. {_ADVICE}") from None
 

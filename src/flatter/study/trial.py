@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
 from flatter.attach import Handle, perturb
+from flatter.attach.supported import check_supported
 from flatter.distributions import Constant
 from flatter.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 from flatter.perturbation import Perturbation
@@ -53,7 +54,7 @@ class Trial:
         self.seed = seed
         self.epochs: list[dict[str, float]] = []
         self._on_report = on_report
-        self._rates: list[float] | None = None
+        self._rates: list[float | torch.Tensor] | None = None
         self._handle: Handle | None = None
         self._clock = time.perf_counter()
 
@@ -83,6 +84,9 @@ class Trial:
         """
         total = epochs if interval == "epoch" else epochs * steps_per_epoch
         own: SchedulerFactory = scheduler or _constant
+        check_supported(optimizer, per_element=False)  # in the vanilla arm too: better known before the first trial
+        if self.arm.peak is not None and total < 2:
+            raise TrialError("a peak schedule needs at least two scheduler steps: train for more epochs")
         perturbations = list(self.arm.perturbations)
         peak = self.arm.peak
         made: LRScheduler
@@ -126,7 +130,9 @@ class Trial:
         self._clock = time.perf_counter()
 
     def _note_rates(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        self._rates = [group["lr"] for group in optimizer.param_groups]
+        # A tensor is filled in place by its scheduler: what it holds now must be kept.
+        rates = (group["lr"] for group in optimizer.param_groups)
+        self._rates = [rate.clone() if isinstance(rate, torch.Tensor) else rate for rate in rates]
 
     def _last_rates(self) -> tuple[float, float]:
         """The scheduled and the effective rate of the first parameter group at the last step."""

@@ -6,7 +6,7 @@ import difflib
 from functools import partial
 from pathlib import Path
 
-from flatter.study.data import Classification, load_digits, load_mnist
+from flatter.study.data import Classification, DataError, load_digits, load_mnist
 from flatter.study.tasks.mlp import train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
 
@@ -39,7 +39,9 @@ MNIST_SETTINGS = Settings(epochs=20, batch_size=128, learning_rate=0.05, momentu
 
 
 def _load_digits(data_dir: Path | None) -> Classification:
-    return load_digits()  # they come with scikit-learn: there is no file to look for
+    if data_dir is not None:
+        raise DataError("the digits come with scikit-learn, and no file is read: leave the data folder away")
+    return load_digits()
 
 
 def _digits_mlp() -> Task:

@@ -38,11 +38,7 @@ def find_device(settings: Settings) -> torch.device:
     """Return the device that the settings name.
 
     Raises:
-        RuntimeError: it is ``"cuda"`` and torch sees none.
+        SettingsError: it is ``"cuda"`` and torch sees none.
     """
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
-            f"device = 'cuda', but torch {torch.__version__} sees no CUDA device: use device = 'cpu', or install a "
-            "torch built for CUDA on a machine that has one."
-        )
+    settings.check_device()
     return torch.device(settings.device)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flatter.stats import Better
@@ -38,7 +39,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=2**31 - 1)
     learning_rate: float = Field(gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -58,6 +59,17 @@ class Settings(BaseModel):
             raise SettingsError(
                 "; ".join(_problem(e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors())
             ) from None
+
+    def check_device(self) -> None:
+        """Checks that the device is there.
+
+        Raises:
+            SettingsError: it is ``"cuda"`` and torch sees none.
+        """
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise SettingsError(
+                f"device = 'cuda', but torch {torch.__version__} sees no CUDA device: use device = 'cpu'"
+            )
 
 
 def _problem(kind: str, location: tuple[int | str, ...], message: str, value: object) -> str:
