@@ -1,4 +1,4 @@
-"""Scaling the updates of many tensors in one call of a CPU kernel: the fast twin of ``attach.blend.blend_``."""
+"""Scaling the updates of many tensors in one call of a kernel: the fast twin of ``attach.blend.blend_``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,9 +50,18 @@ class Piece:
     unit: int
 
 
+# What computes on which type of device. With TRITON_INTERPRET=1, a test may have Triton serve CPU tensors too.
+BACKENDS = {"cpu": "numba", "cuda": "triton"}
+
+_DTYPES = {
+    "numba": (torch.float32, torch.float64, torch.bfloat16),
+    "triton": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+
+
 @cache
 def _kernels() -> ModuleType | None:
-    """The compiled kernels, or ``None`` where numba is not installed."""
+    """The kernels compiled by numba, or ``None`` where it is not installed."""
     try:
         from flatter.noise import cpu
     except ImportError:
@@ -60,29 +69,59 @@ def _kernels() -> ModuleType | None:
     return cpu
 
 
+@cache
+def _triton() -> ModuleType | None:
+    """The Triton kernels, or ``None`` where Triton is not installed."""
+    try:
+        from flatter.noise import gpu
+    except ImportError:
+        return None
+    return gpu
+
+
 def can_blend(new: Tensor, old: Tensor) -> bool:
     """Whether the kernels know such a parameter."""
-    known = new.dtype in (torch.float32, torch.float64, torch.bfloat16) and new.device.type == "cpu"
-    return known and new.is_contiguous() and old.is_contiguous() and _kernels() is not None
+    backend = BACKENDS.get(new.device.type)
+    if backend is None or new.dtype not in _DTYPES[backend] or not (new.is_contiguous() and old.is_contiguous()):
+        return False
+    if backend == "numba":
+        return _kernels() is not None
+    kernels = _triton()
+    return kernels is not None and kernels.works(new.device)
+
+
+class _Launch(Protocol):
+    """A kernel call over some pieces, all but seed and tick prepared."""
+
+    def run(self, seed: int, tick: int) -> None:
+        """Blends with the factors of a seed and a tick."""
 
 
 @dataclass(frozen=True)
-class _Launch:
-    """A kernel call over pieces of one dtype, all but the tick prepared.
+class _CpuLaunch:
+    """A call of a CPU kernel over pieces of one dtype.
 
     Attributes:
-        pointers: addresses that it was prepared for.
         table: the kernel's table of chunks; the job holds its address.
         job: the kernel's job.
+        seed, tick, taken: where in the job these are.
         kernel: the kernel's address.
         elements: elements in all.
     """
 
-    pointers: list[int]
     table: NDArray[np.int64]
     job: NDArray[np.int64]
+    seed: int
+    tick: int
+    taken: int
     kernel: int
     elements: int
+
+    def run(self, seed: int, tick: int) -> None:
+        self.job[self.taken] = 0
+        self.job[self.seed] = seed if seed < 1 << 63 else seed - (1 << 64)
+        self.job[self.tick] = tick
+        threads.run(self.kernel, self.job.ctypes.data, self.elements)
 
 
 class Blender:
@@ -96,7 +135,8 @@ class Blender:
     def __init__(self, form: KernelForm, stream: int) -> None:
         self._form = form
         self._stream = stream
-        self._launches: dict[torch.dtype, _Launch] = {}
+        self._pointers: list[int] = []
+        self._launches: list[_Launch] = []
 
     def blend(self, pieces: Sequence[Piece], seed: int, tick: int) -> None:
         """``new ← old + f · (new − old)`` for every piece, f drawn for each element; see ``attach.blend.blend``.
@@ -105,22 +145,28 @@ class Blender:
             pieces: parts that :func:`can_blend` admits.
             seed, tick: what the words are a function of, besides stream, unit and element.
         """
+        pointers = [pointer for p in pieces for pointer in (p.new.data_ptr(), p.old.data_ptr())]
+        if pointers != self._pointers:
+            alike: dict[tuple[torch.device, torch.dtype], list[Piece]] = {}
+            for piece in pieces:
+                alike.setdefault((piece.new.device, piece.new.dtype), []).append(piece)
+            self._launches = [launch for some in alike.values() for launch in self._prepare(some)]
+            self._pointers = pointers
+        for launch in self._launches:
+            launch.run(seed, tick)
+
+    def _prepare(self, pieces: list[Piece]) -> list[_Launch]:
+        """Launches for pieces of one dtype on one device."""
+        if BACKENDS[pieces[0].new.device.type] == "numba":
+            return [self._prepare_cpu(pieces)]
+        kernels = _triton()
+        assert kernels is not None
+        launches: list[_Launch] = kernels.launches(pieces, self._form, self._stream)
+        return launches
+
+    def _prepare_cpu(self, pieces: list[Piece]) -> _CpuLaunch:
         cpu = _kernels()
         assert cpu is not None
-        by_dtype: dict[torch.dtype, list[Piece]] = {}
-        for piece in pieces:
-            by_dtype.setdefault(piece.new.dtype, []).append(piece)
-        for dtype, alike in by_dtype.items():
-            pointers = [pointer for p in alike for pointer in (p.new.data_ptr(), p.old.data_ptr())]
-            launch = self._launches.get(dtype)
-            if launch is None or launch.pointers != pointers:
-                launch = self._launches[dtype] = self._prepare(cpu, dtype, alike, pointers)
-            launch.job[cpu.TAKEN] = 0
-            launch.job[cpu.SEED] = seed if seed < 1 << 63 else seed - (1 << 64)
-            launch.job[cpu.TICK] = tick
-            threads.run(launch.kernel, launch.job.ctypes.data, launch.elements)
-
-    def _prepare(self, cpu: ModuleType, dtype: torch.dtype, pieces: list[Piece], pointers: list[int]) -> _Launch:
         rows = [row for piece in pieces for row in _chunks(piece)]
         table = np.array(rows, dtype=np.uint64).reshape(len(rows), cpu.COLUMNS).view(np.int64)
         job = np.zeros(cpu.JOB_WORDS, dtype=np.int64)
@@ -129,9 +175,10 @@ class Blender:
         job[cpu.PARAMETERS : cpu.PARAMETERS + len(numbers)].view(np.float64)[:] = numbers
         kernel = cpu.blend_kernel(
             {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[self._form.kind],
-            {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype],
+            {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[pieces[0].new.dtype],
         )
-        return _Launch(pointers, table, job, kernel, sum(piece.new.numel() for piece in pieces))
+        elements = sum(piece.new.numel() for piece in pieces)
+        return _CpuLaunch(table, job, cpu.SEED, cpu.TICK, cpu.TAKEN, kernel, elements)
 
 
 def _chunks(piece: Piece) -> list[tuple[int, int, int, int, int]]:

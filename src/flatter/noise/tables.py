@@ -1,4 +1,4 @@
-"""What a GPU kernel must know of its tensors: their addresses, and how they are cut into chunks, as tables on the device.
+"""What a GPU kernel must know of its tensors: their addresses, and how they are cut into chunks, in two tables.
 
 One launch serves any number of tensors: a program looks up its chunk, then the chunk's tensor. The table of chunks
 depends on sizes alone; that of tensors is a few words for each and is sent again when an address has changed.

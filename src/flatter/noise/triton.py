@@ -9,26 +9,14 @@ Under ``TRITON_INTERPRET=1`` all this runs on CPU tensors, for tests.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from flatter.noise import reference
-from flatter.noise.blender import KernelForm, Piece
-from flatter.noise.tables import Tables, is_aligned
 
 # Keyword arguments of every launch.
 EXACT = {"enable_fp_fusion": False}
-
-DTYPES = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
 
 # Kinds of factor; "one" is a fused update without a perturbation.
 KINDS = {"normal": 0, "bernoulli": 1, "uniform": 2, "one": 3}
@@ -139,7 +127,7 @@ def factor(w, numbers, KIND: tl.constexpr):
 
 @triton.jit
 def chunk_of(tensors, chunks, COLUMNS: tl.constexpr):
-    """This program's chunk: its tensor's row in the table of tensors, offset in the tensor, length (int32)."""
+    """The program's chunk: its tensor's row in the table of tensors, offset in the tensor, length (int32)."""
     entry = chunks + tl.program_id(0) * 3
     row = tensors + tl.load(entry) * (COLUMNS + 2)
     return row, tl.load(entry + 1), tl.load(entry + 2).to(tl.int32)
@@ -248,81 +236,3 @@ def blend_kernel(
         _blend_block(new, old, begin + at, length, x, k0, k1, numbers, DTYPE, KIND, False)
     if whole < length:
         _blend_block(new, old, whole + at, length, x, k0, k1, numbers, DTYPE, KIND, True)
-
-
-class Clock:
-    """Seed and tick on a device, where kernels read them: a captured graph may advance the tick by itself.
-
-    Attributes:
-        state: int64, shape (2,): the seed's 64 bits, the tick.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.state = torch.zeros(2, dtype=torch.int64, device=device)
-        self._seed, self._tick = self.state[0], self.state[1]
-        self._written: tuple[int, int] | None = None
-
-    def set(self, seed: int, tick: int) -> None:
-        """Writes both from the host, without waiting for the device."""
-        if self._written is None or self._written[0] != seed:
-            self._seed.fill_(seed if seed < 1 << 63 else seed - (1 << 64))
-        if self._written is None or self._written[1] != tick:
-            self._tick.fill_(tick)
-        self._written = seed, tick
-
-    def advance(self) -> None:
-        """Adds 1 to the tick, on the device: what a captured graph does at its end."""
-        self._tick.add_(1)
-        self._written = None
-
-
-def numbers_of(form: KernelForm, device: torch.device) -> Tensor:
-    """A form's parameters as kernels read them; float64, shape (3,)."""
-    return torch.tensor([*form.numbers, 0.0, 0.0, 0.0][:3], dtype=torch.float64, device=device)
-
-
-class Launch:
-    """A blend of pieces of one dtype and alignment on one device, all but seed and tick prepared.
-
-    Args:
-        pieces: at least one.
-        form: the factor's distribution.
-        stream: the perturbation's stream.
-    """
-
-    def __init__(self, pieces: Sequence[Piece], form: KernelForm, stream: int) -> None:
-        first = pieces[0]
-        self._device = first.new.device
-        self.clock = Clock(self._device)
-        self._tables = Tables(self._device)
-        self._tables.update(
-            [[p.new for p in pieces], [p.old for p in pieces]], [p.start for p in pieces], [p.unit for p in pieces]
-        )
-        self._numbers = numbers_of(form, self._device)
-        self._stream = stream
-        self._constants = {
-            "DTYPE": DTYPES[first.new.dtype],
-            "KIND": KINDS[form.kind],
-            "ALIGNED": all(is_aligned(p.start, p.new, p.old) for p in pieces),
-            "BLOCK": BLOCK,
-        }
-
-    def run(self, seed: int, tick: int) -> None:
-        """Blends, with the factors of a seed and a tick."""
-        self.clock.set(seed, tick)
-        self.enqueue()
-
-    def enqueue(self) -> None:
-        """Blends, with the seed and the tick that the clock holds: what a graph captures."""
-        if len(self._tables.chunks):
-            with torch.cuda.device_of(self._tables.chunks):
-                blend_kernel[(len(self._tables.chunks),)](
-                    self._tables.tensors,
-                    self._tables.chunks,
-                    self._numbers,
-                    self.clock.state,
-                    self._stream,
-                    **self._constants,
-                    num_warps=WARPS,
-                    **EXACT,
-                )
