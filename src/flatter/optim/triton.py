@@ -203,7 +203,7 @@ class Group:
 
     def _run(
         self,
-        kernel: Any,  # noqa: ANN401
+        kernel: Any,
         columns: list[Sequence[Tensor]],
         scalars: list[Sequence[Tensor]],
         starts: Sequence[int],
@@ -276,7 +276,7 @@ class Group:
 def _check(tensor: Tensor, parameter: Tensor, device: torch.device) -> None:
     if tensor.dtype not in SUPPORTED or tensor.device != device or not tensor.is_contiguous():
         raise ValueError(
-            f"the fused step needs contiguous float32, bfloat16 or float16 tensors on {device}, got one of {tensor.dtype} "
+            f"the fused step needs contiguous float32, bfloat16 or float16 tensors on {device}, got {tensor.dtype} "
             f"with strides {tensor.stride()} on {tensor.device}"
         )
     if tensor.numel() != parameter.numel():

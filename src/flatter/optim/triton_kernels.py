@@ -19,7 +19,7 @@ def _rate(lr, LR_ON_DEVICE: tl.constexpr):
     if LR_ON_DEVICE:
         return tl.load(lr).to(tl.float32)
     else:
-        return lr
+        return tl.cast(lr, tl.float32)
 
 
 @triton.jit
@@ -120,7 +120,7 @@ def sgd_kernel(
 @triton.jit
 def _bias_correction(step, log_beta, log_beta_rest):
     """``1 − beta ** step``, float32; the logarithm in two float32 numbers, for its exponential is taken in float64."""
-    exponent = step.to(tl.float64) * (log_beta.to(tl.float64) + log_beta_rest.to(tl.float64))
+    exponent = step.to(tl.float64) * (tl.cast(log_beta, tl.float64) + tl.cast(log_beta_rest, tl.float64))
     return (1.0 - tl.exp(exponent)).to(tl.float32)
 
 
