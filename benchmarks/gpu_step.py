@@ -5,10 +5,10 @@ status 2. The 1 B parameter rows need about 40 GB of GPU memory; sizes that do n
 
 Method: all variants of one optimizer share parameters, gradients and states (float32), and are timed in turn, round
 after round; a table row is the median over rounds. Device time is taken between CUDA events around several steps in a
-row, queued behind a pause of the device, so that the host's work is hidden (of all but the naive way, perhaps); wall time is that of the same steps as a
-training loop would see them, the host's work included. The copy bandwidth is that of `copy_` between two 1 GiB
-tensors, timed in the same rounds. "Bandwidth" divides the bytes that the plain step must move by a variant's device
-time: the noise's own traffic, if any, counts as time lost.
+row, queued behind a pause of the device, so that the host's work is hidden (perhaps not all of the naive way's). Wall
+time is that of the same steps as a training loop would see them, the host's work included. The copy bandwidth is that
+of `copy_` between two 1 GiB tensors, timed in the same rounds. "Bandwidth" divides the bytes that the plain step must
+move by a variant's device time: the noise's own traffic, if any, counts as time lost.
 """
 
 from __future__ import annotations
