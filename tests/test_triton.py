@@ -192,7 +192,7 @@ def test_keys():
     ]
     arguments = torch.from_numpy(np.array(rows, dtype=np.uint64).view(np.int64)).to(DEVICE)
     out = torch.empty(len(rows), 2, dtype=torch.int64, device=DEVICE)
-    key_kernel[(len(rows),)](arguments, out)
+    key_kernel[(len(rows),)](arguments, out, **kernels.EXACT)
     for (seed, tick, stream, unit, segment), made in zip(rows, out.tolist(), strict=True):
         assert made == keys.derive_keys(seed, tick, stream, [unit], segment)[0].tolist()
 
@@ -630,7 +630,7 @@ def assembly(kernel, constants, capability, exact=True):
     }
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in pointers}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    options = {"num_warps": kernels.WARPS, "enable_fp_fusion": not exact}
+    options = {**kernels.EXACT, "num_warps": kernels.WARPS, "enable_fp_fusion": not exact}
     ptx = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
     return Counter(re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]\w*(?:\.\w+)+)", ptx, re.MULTILINE))
 
@@ -675,4 +675,4 @@ def test_without_the_option_the_compiler_would_fuse(monkeypatch, tmp_path):
     constants = {**COMMON, "KIND": kernels.KINDS["normal"], "DTYPE": tl.float32}
     exact, loose = (assembly(kernels.blend_kernel, constants, 90, exact)["fma.rn.f32"] for exact in (True, False))
     assert loose > exact
-    assert kernels.EXACT == {"enable_fp_fusion": False}
+    assert kernels.EXACT["enable_fp_fusion"] is False

@@ -1,7 +1,8 @@
 """GPU kernels in Triton: keys, words and factors as device functions, and the blend of the generic path in one launch.
 
 Floating-point operations must round one by one, as in the reference: launch every kernel of flatter with ``EXACT``, so
-that the compiler fuses no product with a sum, and the fused operations are those written ``tl.fma``.
+that the compiler fuses no product with a sum, and the fused operations are those written ``tl.fma``. Integers are meant
+to wrap around; ``EXACT`` keeps Triton's debug mode from calling that an error.
 
 Under ``TRITON_INTERPRET=1`` all this runs on CPU tensors, for tests.
 """
@@ -16,7 +17,7 @@ import triton.language as tl
 from flatter.noise import reference
 
 # Keyword arguments of every launch.
-EXACT = {"enable_fp_fusion": False}
+EXACT = {"enable_fp_fusion": False, "sanitize_overflow": False}
 
 # Kinds of factor; "one" is a fused update without a perturbation.
 KINDS = {"normal": 0, "bernoulli": 1, "uniform": 2, "one": 3}
@@ -35,17 +36,6 @@ _G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (tl.constexpr(c) for c in reference.GAU
 
 
 @triton.jit
-def _times(x, y):
-    """The product modulo 2**32, which is meant to overflow."""
-    return tl.mul(x, y, sanitize_overflow=False)
-
-
-@triton.jit
-def _plus(x, y):
-    return tl.add(x, y, sanitize_overflow=False)
-
-
-@triton.jit
 def key(seed, tick, stream, unit, segment):
     """(k0, k1), uint32, by Philox4x32-10, as ``keys.derive_keys``; all arguments int64 scalars (64 bits each)."""
     c0, c1 = unit.to(tl.uint32), (unit >> 32).to(tl.uint32)
@@ -55,23 +45,23 @@ def key(seed, tick, stream, unit, segment):
     a = tl.full((), 0xD2511F53, tl.uint32)
     b = tl.full((), 0xCD9E8D57, tl.uint32)
     for _ in tl.static_range(10):
-        high0, low0 = tl.umulhi(a, c0), _times(a, c0)
-        high1, low1 = tl.umulhi(b, c2), _times(b, c2)
+        high0, low0 = tl.umulhi(a, c0), a * c0
+        high1, low1 = tl.umulhi(b, c2), b * c2
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = _plus(k0, 0x9E3779B9), _plus(k1, 0xBB67AE85)
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
     return c0, c1
 
 
 @triton.jit
 def word(index, k0, k1):
     """``reference.words``: uint32 words of elements by their uint32 index in the segment."""
-    x = _plus(_times(index, 0x9E3779B9), k0)
+    x = index * 0x9E3779B9 + k0
     x ^= x >> 17
-    x = _times(x, 0xED5AD4BB)
+    x = x * 0xED5AD4BB
     x ^= x >> 11
-    x = _plus(_times(x, 0xAC4C1B51), k1)
+    x = x * 0xAC4C1B51 + k1
     x ^= x >> 15
-    x = _times(x, 0x31848BAB)
+    x = x * 0x31848BAB
     return x ^ (x >> 14)
 
 
@@ -183,7 +173,7 @@ def narrow(x, DTYPE: tl.constexpr):
     """Values rounded to nearest, ties to even, to be stored."""
     if INTERPRETED and DTYPE == tl.bfloat16:
         b = x.to(tl.uint32, bitcast=True)
-        rounded = _plus(b, ((b >> 16) & 1) + 0x7FFF) >> 16
+        rounded = (b + ((b >> 16) & 1) + 0x7FFF) >> 16
         return tl.where(x == x, rounded, 0x7FC0).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         return x.to(DTYPE)
