@@ -64,7 +64,7 @@ def test_many_tensors_at_once_and_again(monkeypatch):
     pieces = [Piece(new, old, 0, UNIT) for old, new in zip(olds, news, strict=True)]
     own = Blender(FACTORS["normal"].kernel_form, STREAM)
     prepared = []
-    monkeypatch.setattr(own, "_prepare", lambda *a: prepared.append(1) or Blender._prepare(own, *a))
+    monkeypatch.setattr(own, "_prepare", lambda pieces: prepared.append(1) or Blender._prepare(own, pieces))
     for tick in (5, 6):
         befores = [new.clone() for new in news]
         own.blend(pieces, SEED, tick)

@@ -14,7 +14,7 @@ from flatter.attach.blend import blend_
 from flatter.attach.factors import Factors
 from flatter.attach.rate import RateLoan
 from flatter.attach.shards import Block, local_part
-from flatter.noise.blender import Blender, Piece, can_blend, compile_kernel
+from flatter.noise.blender import Blender, Piece, can_blend, compile_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class NoisyStep:
         for perturbation in self._factors.perturbations:
             form = perturbation.distribution.kernel_form
             if slot.is_fast and form is not None and perturbation.scope == "element":
-                compile_kernel(form, slot.local.dtype)
+                compile_ahead(form, slot.local)
 
     def _blend(self, seed: int, step: int) -> None:
         """Scales the updates: with the kernels what they know, the rest by the reference."""

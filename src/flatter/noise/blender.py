@@ -1,4 +1,4 @@
-"""Scaling the updates of many tensors in one call of a CPU kernel: the fast twin of ``attach.blend.blend_``."""
+"""Scaling the updates of many tensors in one call of a kernel: the fast twin of ``attach.blend.blend_``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -50,9 +50,18 @@ class Piece:
     unit: int
 
 
+# What computes on which type of device. With TRITON_INTERPRET=1, a test may have Triton serve CPU tensors too.
+BACKENDS = {"cpu": "numba", "cuda": "triton"}
+
+_DTYPES = {
+    "numba": (torch.float32, torch.float64, torch.bfloat16),
+    "triton": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+}
+
+
 @cache
 def _kernels() -> ModuleType | None:
-    """The compiled kernels, or ``None`` where numba is not installed."""
+    """The kernels compiled by numba, or ``None`` where it is not installed."""
     try:
         from flatter.noise import cpu
     except ImportError:
@@ -60,33 +69,72 @@ def _kernels() -> ModuleType | None:
     return cpu
 
 
+@cache
+def _triton() -> ModuleType | None:
+    """The Triton kernels, or ``None`` where Triton is not installed."""
+    try:
+        from flatter.noise import gpu
+    except ImportError:
+        return None
+    return gpu
+
+
 def can_blend(new: Tensor, old: Tensor) -> bool:
     """Whether the kernels know such a parameter."""
-    known = new.dtype in (torch.float32, torch.float64, torch.bfloat16) and new.device.type == "cpu"
-    return known and new.is_contiguous() and old.is_contiguous() and _kernels() is not None
+    backend = BACKENDS.get(new.device.type)
+    if backend is None or new.dtype not in _DTYPES[backend] or not (new.is_contiguous() and old.is_contiguous()):
+        return False
+    if backend == "numba":
+        return _kernels() is not None
+    kernels = _triton()
+    return kernels is not None and kernels.works(new.device)
+
+
+class _Launch(Protocol):
+    """A kernel call over some pieces, all but seed and tick prepared."""
+
+    def run(self, seed: int, tick: int) -> None:
+        """Blends with the factors of a seed and a tick."""
 
 
 @dataclass(frozen=True)
-class _Launch:
-    """A kernel call over pieces of one dtype, all but the tick prepared.
+class _CpuLaunch:
+    """A call of a CPU kernel over pieces of one dtype.
 
     Attributes:
-        memory: addresses and sizes that it was prepared for.
         table: the kernel's table of chunks; the job holds its address.
         job: the kernel's job.
+        seed, tick, taken: where in the job these are.
         kernel: the kernel's address.
         elements: elements in all.
     """
 
-    memory: list[int]
     table: NDArray[np.int64]
     job: NDArray[np.int64]
+    seed: int
+    tick: int
+    taken: int
     kernel: int
     elements: int
 
+    def run(self, seed: int, tick: int) -> None:
+        self.job[self.taken] = 0
+        self.job[self.seed] = seed if seed < 1 << 63 else seed - (1 << 64)
+        self.job[self.tick] = tick
+        threads.run(self.kernel, self.job.ctypes.data, self.elements)
 
-def compile_kernel(form: KernelForm, dtype: torch.dtype) -> int:
-    """Address of the kernel for a factor and a parameter dtype. Slow at the first call, so call it before a step."""
+
+def compile_ahead(form: KernelForm, parameter: Tensor) -> None:
+    """Compiles the CPU kernel that a parameter will need: slow at the first call, so better before a step.
+
+    Triton compiles at the first launch; that it can is known from ``can_blend``.
+    """
+    if BACKENDS[parameter.device.type] == "numba":
+        _compiled(form, parameter.dtype)
+
+
+def _compiled(form: KernelForm, dtype: torch.dtype) -> int:
+    """Address of the CPU kernel for a factor and a parameter dtype."""
     cpu = _kernels()
     assert cpu is not None
     kernel: int = cpu.blend_kernel(
@@ -107,7 +155,8 @@ class Blender:
     def __init__(self, form: KernelForm, stream: int) -> None:
         self._form = form
         self._stream = stream
-        self._launches: dict[torch.dtype, _Launch] = {}
+        self._memory: list[int] = []  # addresses and sizes that the launches were prepared for
+        self._launches: list[_Launch] = []
 
     def blend(self, pieces: Sequence[Piece], seed: int, tick: int) -> None:
         """``new ← old + f · (new − old)`` for every piece, f drawn for each element; see ``attach.blend.blend``.
@@ -116,30 +165,37 @@ class Blender:
             pieces: parts that :func:`can_blend` admits.
             seed, tick: what the words are a function of, besides stream, unit and element.
         """
+        memory = [word for p in pieces for word in (p.new.data_ptr(), p.old.data_ptr(), p.new.numel())]
+        if memory != self._memory:
+            alike: dict[tuple[torch.device, torch.dtype], list[Piece]] = {}
+            for piece in pieces:
+                alike.setdefault((piece.new.device, piece.new.dtype), []).append(piece)
+            self._launches = [launch for some in alike.values() for launch in self._prepare(some)]
+            self._memory = memory
+        for launch in self._launches:
+            launch.run(seed, tick)
+
+    def _prepare(self, pieces: list[Piece]) -> list[_Launch]:
+        """Launches for pieces of one dtype on one device."""
+        if BACKENDS[pieces[0].new.device.type] == "numba":
+            return [self._prepare_cpu(pieces)]
+        kernels = _triton()
+        assert kernels is not None
+        launches: list[_Launch] = kernels.launches(pieces, self._form, self._stream)
+        return launches
+
+    def _prepare_cpu(self, pieces: list[Piece]) -> _CpuLaunch:
         cpu = _kernels()
         assert cpu is not None
-        by_dtype: dict[torch.dtype, list[Piece]] = {}
-        for piece in pieces:
-            by_dtype.setdefault(piece.new.dtype, []).append(piece)
-        for dtype, alike in by_dtype.items():
-            memory = [word for p in alike for word in (p.new.data_ptr(), p.old.data_ptr(), p.new.numel())]
-            launch = self._launches.get(dtype)
-            if launch is None or launch.memory != memory:
-                launch = self._launches[dtype] = self._prepare(cpu, dtype, alike, memory)
-            launch.job[cpu.TAKEN] = 0
-            launch.job[cpu.SEED] = seed if seed < 1 << 63 else seed - (1 << 64)
-            launch.job[cpu.TICK] = tick
-            threads.run(launch.kernel, launch.job.ctypes.data, launch.elements)
-
-    def _prepare(self, cpu: ModuleType, dtype: torch.dtype, pieces: list[Piece], memory: list[int]) -> _Launch:
         rows = [row for piece in pieces for row in _chunks(piece)]
         table = np.array(rows, dtype=np.uint64).reshape(len(rows), cpu.COLUMNS).view(np.int64)
         job = np.zeros(cpu.JOB_WORDS, dtype=np.int64)
         job[cpu.CHUNKS], job[cpu.TABLE], job[cpu.STREAM] = len(rows), table.ctypes.data, self._stream
         numbers = self._form.numbers
         job[cpu.PARAMETERS : cpu.PARAMETERS + len(numbers)].view(np.float64)[:] = numbers
-        kernel = compile_kernel(self._form, dtype)
-        return _Launch(memory, table, job, kernel, sum(piece.new.numel() for piece in pieces))
+        kernel = _compiled(self._form, pieces[0].new.dtype)
+        elements = sum(piece.new.numel() for piece in pieces)
+        return _CpuLaunch(table, job, cpu.SEED, cpu.TICK, cpu.TAKEN, kernel, elements)
 
 
 def _chunks(piece: Piece) -> list[tuple[int, int, int, int, int]]:
