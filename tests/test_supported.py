@@ -230,3 +230,21 @@ def test_what_has_no_rate_to_perturb():
 
     with pytest.raises(ValueError, match="a parameter group of Rateless has no 'lr'"):
         flatter.perturb(Rateless(make_parameters()), noise("all"))
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Steps an inner optimizer and looks like one: its own groups are never read."""
+
+    def __init__(self, inner):
+        super().__init__([torch.zeros(1, requires_grad=True)], {"lr": 0.1})
+        self.base = inner
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+@pytest.mark.parametrize("method", [flatter.leap(), flatter.Perturbation(flatter.Constant(2.0), "all", "once")])
+def test_a_wrapper_of_another_optimizer_is_refused(method):
+    wrapper = Wrapper(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+    with pytest.raises(ValueError, match="wraps another optimizer as its attribute 'base'"):
+        flatter.perturb(wrapper, method)

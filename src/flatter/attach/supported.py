@@ -52,7 +52,8 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
             "does nothing. Use overlap_with_ddp=False"
         )
     for attribute, value in vars(optimizer).items():
-        if isinstance(value, Optimizer) and not _is_torchs(type(optimizer)):
+        # torch's own wrapper, ZeroRedundancyOptimizer, passes the rate on to the inner one.
+        if isinstance(value, Optimizer) and not type(optimizer).__module__.startswith("torch."):
             raise ValueError(
                 f"{name} wraps another optimizer as its attribute {attribute!r}, which does the steps: perturb that one"
             )
