@@ -39,6 +39,9 @@ IDENTITIES = {
 UNAWARE = {
     **{f"blind, {scope}": flatter.Perturbation(BlindOnes(), scope) for scope in SCOPES},
     "blind, composed": [flatter.Perturbation(BlindOnes(), scope) for scope in SCOPES],
+    # In float32 these are 1 too, and the compiled kernels draw them.
+    "normal kernel": flatter.Perturbation(flatter.Normal(1, 1e-30)),
+    "uniform kernel": flatter.Perturbation(flatter.Uniform(1, 1 + 1e-12)),
     "wide bounds": flatter.Perturbation(flatter.Constant(1), "all", min_lr=0.0, max_lr=100.0),
     "half of the words": flatter.Perturbation(
         flatter.Mixture(0.5, flatter.Constant(1), flatter.Uniform(1, 1 + 1e-12)), "element"
