@@ -316,6 +316,14 @@ def test_training_is_the_same_with_and_without_kernels(method, dtype, monkeypatc
 
 
 @on_kernels
+def test_kernels_that_differ_from_the_reference_are_not_used(monkeypatch):
+    gpu.works.cache_clear()
+    monkeypatch.setattr(gpu.reference, "normal", lambda words: torch.zeros(words.shape, device=words.device))
+    with pytest.warns(UserWarning, match="a normal factor differs from the reference"):
+        assert not gpu.works(DEVICE)
+    gpu.works.cache_clear()
+
+
 def test_where_kernels_cannot_run_the_reference_serves(monkeypatch):
     """A missing C compiler or an old GPU is told once, and training goes on."""
 
