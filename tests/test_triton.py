@@ -324,6 +324,7 @@ def test_kernels_that_differ_from_the_reference_are_not_used(monkeypatch):
     gpu.works.cache_clear()
 
 
+@on_kernels
 def test_where_kernels_cannot_run_the_reference_serves(monkeypatch):
     """A missing C compiler or an old GPU is told once, and training goes on."""
 
