@@ -151,8 +151,9 @@ class Bernoulli(Distribution):
         return 1.0 if x >= 1 else (1.0 - self.keep if x >= 0 else 0.0)
 
     @property
-    def kernel_form(self) -> KernelForm:
-        return KernelForm("bernoulli", (float(self.threshold),))
+    def kernel_form(self) -> KernelForm | None:
+        # Kernels compare 32-bit words: a threshold that all of them are below is not one.
+        return KernelForm("bernoulli", (float(self.threshold),)) if self.threshold < 1 << 32 else None
 
     def sample(self, words: Tensor) -> Tensor:
         return reference.below(words, self.threshold).float()

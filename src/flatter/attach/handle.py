@@ -97,7 +97,7 @@ class Handle:
         self.perturbations = perturbations
         self._asked_seed = asked_seed
         self._factors = Factors(optimizer, perturbations, calendar)
-        self._step = NoisyStep(optimizer, self._factors)
+        self._step = _noisy_step(optimizer, self._factors)
         self._set_state(start)
         self._removers: list[Remover] = install(optimizer, self)
 
@@ -170,7 +170,7 @@ class Handle:
             remover()
         self._removers = []
         state.erase(self.optimizer)
-        self._step = NoisyStep(self.optimizer, self._factors)  # lets go of the buffers
+        self._step = _noisy_step(self.optimizer, self._factors)  # lets go of the buffers
 
     def __enter__(self) -> Handle:
         return self
@@ -222,6 +222,12 @@ class Handle:
         # Kept here too: loading a plain checkpoint replaces the groups, and a group may be added without it.
         self._state = new
         state.write(self.optimizer, new)
+
+
+def _noisy_step(optimizer: Optimizer, factors: Factors) -> NoisyStep:
+    """How the noise gets into a step: an optimizer that knows better (``flatter.optim``) says so itself."""
+    make: Callable[[Factors], NoisyStep] | None = getattr(optimizer, "noisy_step", None)
+    return NoisyStep(optimizer, factors) if make is None else make(factors)
 
 
 def _is_priming(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:
