@@ -185,7 +185,7 @@ class Handle:
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Puts the noise in; called by the optimizer."""
-        if state.read(optimizer) != self._state:  # an optimizer that loads in its own way told nobody
+        if not state.holds(optimizer, self._state):  # an optimizer that loads in its own way told nobody
             self.on_load(optimizer)
         if not _is_priming(optimizer, kwargs):
             self._step.begin(self.seed, self.step, args, kwargs)
@@ -194,7 +194,8 @@ class Handle:
         """Takes the noise out and counts the step; called by the optimizer."""
         if self._step.running:
             self._step.finish(self.seed, self.step)
-            self._set_state(replace(self._state, step=self.step + 1))
+            now = self._state
+            self._set_state(state.State(now.step + 1, now.seed, now.fingerprint))
 
     def on_exception(self) -> None:
         """Takes the noise out of a step that failed, which does not count; called by the optimizer."""

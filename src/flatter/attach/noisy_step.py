@@ -69,7 +69,7 @@ class NoisyStep:
     def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the optimizer's own step: noisy rates go in, and parameters that are scaled later are copied."""
         self._rates.restore()  # a step that was torn down without an exception reaching us
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 "flatter.perturb draws its factors on the host, and a CUDA graph would replay one draw for ever: "
                 "capture the forward and backward passes only, and step outside the graph"

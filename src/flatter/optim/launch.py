@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from operator import attrgetter
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from flatter.noise.blender import KernelForm
 from flatter.noise.keys import SEGMENT
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_form = attrgetter("dtype", "layout")
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -92,7 +94,7 @@ def _is_like(state: Tensor, param: Tensor) -> bool:
 
 def local(tensors: list[Any]) -> list[Any]:
     """What this process holds of some tensors; the list itself where that is all of them."""
-    if all(type(tensor) in _PLAIN for tensor in tensors):
+    if _PLAIN.issuperset(map(type, tensors)):
         return tensors
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
@@ -196,8 +198,12 @@ def _key(update: Update) -> tuple[object, ...]:
         list(map(id, update.params)),
         _addresses(params),
         [param.shape for param in params],
+        list(map(Tensor.is_contiguous, params)),
         [_addresses(local(states)) for states in update.states],
         _addresses(update.counters),
+        list(map(type, update.grads)),
+        list(map(_form, update.grads)),
+        list(map(type, update.numbers)),
         update.options,
     )
 
