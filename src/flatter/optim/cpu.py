@@ -35,6 +35,7 @@ from flatter.noise.cpu import (
     pointer,
     stored,
     take,
+    use_widest_vectors,
     wide,
     word,
 )
@@ -42,6 +43,9 @@ from flatter.noise.cpu import (
 u32, i32, f32, f64 = np.uint32, np.int32, np.float32, np.float64
 
 CHUNK = 1 << 14
+
+# One more kind of factor: a Normal one that can be neither 0 nor cut, which need not be tested for every element.
+POSITIVE = 3
 
 # The words of a job. The factor's parameters and the optimizer's numbers are float64.
 TAKEN, CHUNKS, CHUNK_TABLE, ROWS, ROW_TABLE, SEED, TICK, STREAM, FACTOR, NUMBERS, JOB_WORDS = (
@@ -97,20 +101,21 @@ def _factor(kind, w, a, b, c):
         return f32(1) if w < u32(a) else f32(0)
     if kind == UNIFORM:
         return f32((f64(w) + 0.5) * 2.0**-32 * b + a)
-    return max(f32(f32(normal(w) * f32(b)) + f32(a)), f32(c))
+    f = f32(f32(normal(w) * f32(b)) + f32(a))
+    return f if kind == POSITIVE else max(f, f32(c))
 
 
 @njit(inline="always")
-def _word_at(i, x0, k1):
-    return word(u32(u32(u32(i) * _HASH) + x0), k1)
+def _lerp(start, end, weight, from_start):
+    """``torch.lerp``, with the end that it starts from and the weight from there chosen before the loop."""
+    return fma(weight, end - start, start if from_start else end)
 
 
 @njit(inline="always")
-def _lerp(start, end, weight):
-    """``torch.lerp``."""
-    if abs(weight) < type(weight)(0.5):
-        return fma(weight, end - start, start)
-    return fma(weight - type(weight)(1), end - start, end)
+def _lerp_weight(weight):
+    """The last two arguments of ``_lerp`` for a weight of ``torch.lerp``."""
+    from_start = abs(weight) < type(weight)(0.5)
+    return (weight if from_start else weight - type(weight)(1)), from_start
 
 
 @_loop
@@ -118,8 +123,11 @@ def _sgd(
     param, grad, buffer, n, x0, k1, kind, a, b, c, rate, kept, undamped, ahead, decay, remembers, nesterov, decays, ascends
 ):  # fmt: skip
     params, grads, buffers = carray(param, n), carray(grad, n), carray(buffer, n)
+    use_widest_vectors()
+    x = x0
     for i in range(n):
-        f = type(rate)(_factor(kind, _word_at(i, x0, k1), a, b, c))
+        f = type(rate)(_factor(kind, word(x, k1), a, b, c))
+        x = u32(x + _HASH)
         was = params[i]
         p, g = wide(was), wide(grads[i])
         if ascends:
@@ -131,20 +139,24 @@ def _sgd(
             buffers[i] = stored(m, was)
             g = fma(m, ahead, g) if nesterov else m
         moved = stored(fma(g, rate * f, p), was)
-        params[i] = was if f == 0 else moved
+        params[i] = was if kind != POSITIVE and f == 0 else moved
 
 
 @_loop
 def _adam(
-    param, grad, average, square, peak, n, x0, k1, kind, a, b, c, rate, root, weight, beta2, rest2, eps, decay, shrink,
+    param, grad, average, square, peak, n, x0, k1, kind, a, b, c, rate, root, rest1, beta2, rest2, eps, decay, shrink,
     amsgrad, decays, decoupled, ascends,
 ):  # fmt: skip
     params, grads, averages, squares, peaks = (
         carray(param, n), carray(grad, n), carray(average, n), carray(square, n), carray(peak, n),
     )  # fmt: skip
     one = type(rate)(1)
+    weight, from_start = _lerp_weight(rest1)
+    use_widest_vectors()
+    x = x0
     for i in range(n):
-        f = type(rate)(_factor(kind, _word_at(i, x0, k1), a, b, c))
+        f = type(rate)(_factor(kind, word(x, k1), a, b, c))
+        x = u32(x + _HASH)
         was = params[i]
         p, g = wide(was), wide(grads[i])
         if ascends:
@@ -154,7 +166,7 @@ def _adam(
                 p = p * (shrink - (f - one) * decay)  # 1 − decay · f, with the bits of torch's 1 − decay where f is 1
             else:
                 g = fma(p, decay, g)
-        m = _lerp(wide(averages[i]), g, weight)
+        m = _lerp(wide(averages[i]), g, weight, from_start)
         averages[i] = stored(m, was)
         v = fma(rest2 * g, g, wide(squares[i]) * beta2)
         squares[i] = stored(v, was)
@@ -163,7 +175,7 @@ def _adam(
             v = v if v > high or v != v else high  # a NaN stays, as torch.maximum keeps it
             peaks[i] = stored(v, was)
         moved = stored(p + (rate * f * m) / (math.sqrt(v) / root + eps), was)
-        params[i] = was if f == 0 else moved
+        params[i] = was if kind != POSITIVE and f == 0 else moved
 
 
 @_loop
@@ -174,8 +186,12 @@ def _rmsprop(
     params, grads, squares, buffers, averages = (
         carray(param, n), carray(grad, n), carray(square, n), carray(buffer, n), carray(average, n),
     )  # fmt: skip
+    mean_rest, from_start = _lerp_weight(rest)
+    use_widest_vectors()
+    x = x0
     for i in range(n):
-        f = type(rate)(_factor(kind, _word_at(i, x0, k1), a, b, c))
+        f = type(rate)(_factor(kind, word(x, k1), a, b, c))
+        x = u32(x + _HASH)
         was = params[i]
         p, g = wide(was), wide(grads[i])
         if ascends:
@@ -185,7 +201,7 @@ def _rmsprop(
         v = fma(rest * g, g, wide(squares[i]) * alpha)
         squares[i] = stored(v, was)
         if centered:
-            mean = _lerp(wide(averages[i]), g, rest)
+            mean = _lerp(wide(averages[i]), g, mean_rest, from_start)
             averages[i] = stored(mean, was)
             v = fma(-mean, mean, v)
         scale = math.sqrt(v) + eps
@@ -195,7 +211,7 @@ def _rmsprop(
             moved = stored(fma(m, rate * f, p), was)
         else:
             moved = stored(p + (rate * f * g) / scale, was)
-        params[i] = was if f == 0 else moved
+        params[i] = was if kind != POSITIVE and f == 0 else moved
 
 
 @njit(inline="always")
@@ -226,7 +242,7 @@ def _(row, column, chunk, like):
     return lambda row, column, chunk, like: pointer(row[column] + chunk[OFFSET] * size, like)
 
 
-KINDS = {"normal": NORMAL, "bernoulli": BERNOULLI, "uniform": UNIFORM}
+KINDS = {"positive": POSITIVE, "normal": NORMAL, "bernoulli": BERNOULLI, "uniform": UNIFORM}
 _STORED = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}
 _WIDE = {FLOAT32: f32, FLOAT64: f64, BFLOAT16: f32}
 _KERNEL = types.void(types.voidptr)

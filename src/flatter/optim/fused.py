@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatter.attach.factors import Factors
+from flatter.attach.factors import Factors, Stream
 from flatter.attach.handle import Handle, perturb
 from flatter.attach.install import HANDLE
 from flatter.attach.noisy_step import NoisyStep
@@ -121,7 +121,7 @@ class FusedStep(NoisyStep):
         fine = self._factors.fine(step)
         if not fine:
             return False
-        reason = self._fuse(seed, step)
+        reason = self._fuse(fine, seed, step)
         if reason is not None:
             if reason != self.fallback:
                 warnings.warn(
@@ -133,9 +133,8 @@ class FusedStep(NoisyStep):
         self.fallback = reason
         return reason is None
 
-    def _fuse(self, seed: int, step: int) -> str | None:
+    def _fuse(self, fine: list[Stream], seed: int, step: int) -> str | None:
         """Does the fused update of all groups, or says why it did nothing."""
-        fine = self._factors.fine(step)
         stream, perturbation = fine[0]
         form = perturbation.distribution.kernel_form
         if len(fine) > 1:
@@ -147,7 +146,8 @@ class FusedStep(NoisyStep):
         for group in groups:
             if group.get("foreach") or group.get("fused") is False:
                 return "foreach=True or fused=False asks for torch's own"
-        if any(getattr(self._fused, name, None) is not None for name in ("grad_scale", "found_inf")):
+        own = vars(self._fused)
+        if own.get("grad_scale") is not None or own.get("found_inf") is not None:
             return "a GradScaler leaves the gradients' scale to torch's fused step; use fused=None"
         updates = [self._fused._update(group) for group in groups]
         for index, update in enumerate(updates):

@@ -144,7 +144,7 @@ class Plan:
                 len(chunks), chunks.ctypes.data, len(self._rows), self._rows.ctypes.data, stream,
             )  # fmt: skip
             job.view(np.float64)[cpu.FACTOR : cpu.FACTOR + len(form.numbers)] = form.numbers
-            kind = cpu.KINDS[form.kind]
+            kind = cpu.KINDS["positive" if _is_positive(form) else form.kind]
             kind_of_number = {
                 torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16
             }[dtype]  # fmt: skip
@@ -191,15 +191,26 @@ class _Call(NamedTuple):
     elements: int
 
 
+def _is_positive(form: KernelForm) -> bool:
+    """Whether a Normal factor can be neither 0 nor cut off: its values lie within 6.24 standard deviations."""
+    if form.kind != "normal":
+        return False
+    loc, scale, minimum = form.numbers
+    return loc - 6.24 * scale > max(0.0, minimum)
+
+
 def _key(update: Update) -> tuple[object, ...]:
     """Equal for two updates that the same plan does."""
-    params = local(update.params)
+    params, states = update.params, update.states
+    if not _PLAIN.issuperset(map(type, params)):
+        params, states = local(params), tuple(map(local, states))
+    # Contiguous tensors of equal sizes at equal addresses: their shapes do not matter.
     return (
         list(map(id, update.params)),
         _addresses(params),
-        [param.shape for param in params],
+        list(map(Tensor.numel, params)),
         list(map(Tensor.is_contiguous, params)),
-        [_addresses(local(states)) for states in update.states],
+        list(map(_addresses, states)),
         _addresses(update.counters),
         list(map(type, update.grads)),
         list(map(_form, update.grads)),
