@@ -37,7 +37,7 @@ def main() -> None:
         assert torch.equal(weights, train(perturbation))
     assert not torch.equal(train(flatter.leap()), train(flatter.lr_dropout()))
     try:
-        flatter.compare  # noqa: B018
+        flatter.compare
     except ImportError as error:
         assert "flatter[compare]" in str(error)
     else:

@@ -24,12 +24,12 @@ from flatter.perturbation import Perturbation
 
 Step = Callable[[], object]
 
-# (torch's class and ours, arguments, accesses of one step to every element: reads and writes of p, g and the states)
-OPTIMIZERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "SGD": ("SGD", {"lr": 1e-6, "momentum": 0.9}),
-    "Adam": ("Adam", {"lr": 1e-6}),
-    "AdamW": ("AdamW", {"lr": 1e-6}),
-    "RMSprop": ("RMSprop", {"lr": 1e-6}),
+# The classes of torch.optim and flatter.optim that are measured, and their arguments.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "SGD": {"lr": 1e-6, "momentum": 0.9},
+    "Adam": {"lr": 1e-6},
+    "AdamW": {"lr": 1e-6},
+    "RMSprop": {"lr": 1e-6},
 }
 METHODS: dict[str, Perturbation] = {"LEAP": leap(0.05), "LRD": lr_dropout(0.5)}
 
@@ -88,7 +88,13 @@ def measure(
 
     Yields:
         One row per contender.
+
+    Raises:
+        ValueError: an unknown model or optimizer.
     """
+    for asked, known in ((models, MODELS), (optimizers, OPTIMIZERS)):
+        if unknown := [name for name in asked if name not in known]:
+            raise ValueError(f"unknown: {', '.join(unknown)}; choose from {', '.join(known)}")
     for model in models:
         for name in optimizers:
             contenders = _contenders(MODELS[model], name)
@@ -142,9 +148,9 @@ def _contenders(shapes: list[tuple[int, ...]], name: str) -> list[tuple[str, str
     params = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     for param in params:
         param.grad = torch.randn(param.shape, generator=generator)
-    class_name, settings = OPTIMIZERS[name]
-    torchs, ours = getattr(torch.optim, class_name), getattr(optim, class_name)
-    best = settings if class_name == "RMSprop" else {**settings, "fused": True}
+    settings = OPTIMIZERS[name]
+    torchs, ours = getattr(torch.optim, name), getattr(optim, name)
+    best = settings if name == "RMSprop" else {**settings, "fused": True}
     contenders: list[tuple[str, str, Step]] = [
         ("plain", "torch fused", torchs(params, **best).step),
         ("plain", "torch foreach", torchs(params, **settings, foreach=True).step),

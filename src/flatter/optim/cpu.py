@@ -85,7 +85,7 @@ class _Disjoint(CompilerBase):
     """Compiles a function whose pointers never overlap: the loops over five tensors are vectorised only then."""
 
     def define_pipelines(self):
-        """numba's own pipeline, with that said to LLVM."""
+        """Numba's own pipeline, with that said to LLVM."""
         self.state.flags.noalias = True
         return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from flatter.attach.factors import Factors, Stream
 from flatter.attach.handle import Handle, perturb
 from flatter.attach.install import HANDLE
 from flatter.attach.noisy_step import NoisyStep
-from flatter.optim.launch import Plan, Update, kernels, objection
+from flatter.optim.launch import Plan, Update, objection
 from flatter.perturbation import Perturbation
 
 Perturbations = Perturbation | Sequence[Perturbation]
@@ -175,11 +174,3 @@ class FusedStep(NoisyStep):
                 first[position] = torch.zeros_like(param, memory_format=torch.preserve_format).neg_()
                 self._fused.state[param][update.first_state] = first[position]
         return fresh
-
-
-def is_available() -> bool:
-    """Whether the fused kernels can run here: numba is installed."""
-    return kernels() is not None
-
-
-__all__ = ["Fused", "FusedStep", "Perturbations", "Tensor", "is_available", "unhooked"]
