@@ -13,7 +13,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 
-    from flatter.bench import OPTIMIZERS, measure, table, write_csv
+    from flatter.bench import OPTIMIZERS, Row, measure, table, write_csv
     from flatter.workflow import PAGE_NAME, CompareError, compare_task
 except ModuleNotFoundError as _missing:  # the library alone was installed
     if (_missing.name or "").startswith("flatter"):
@@ -136,7 +136,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        rows = []
+        rows: list[Row] = []
         for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
             typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
             rows.append(row)

@@ -38,21 +38,25 @@ _G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (f32(c) for c in reference.GAUSS)
 
 @intrinsic
 def fma(context, a, b, c):
+    """``a · b + c``, rounded once."""
     return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
 
 
 @intrinsic
 def float_of(context, bits):
+    """The float32 of these 32 bits."""
     return types.float32(types.uint32), lambda c, builder, s, args: builder.bitcast(args[0], ir.FloatType())
 
 
 @intrinsic
 def bits_of(context, value):
+    """The bits of a float32."""
     return types.uint32(types.float32), lambda c, builder, s, args: builder.bitcast(args[0], ir.IntType(32))
 
 
 @intrinsic
 def double_of(context, bits):
+    """The float64 of these 64 bits."""
     return types.float64(types.int64), lambda c, builder, s, args: builder.bitcast(args[0], ir.DoubleType())
 
 

@@ -120,7 +120,8 @@ def _lerp_weight(weight):
 
 @_loop
 def _sgd(
-    param, grad, buffer, n, x0, k1, kind, a, b, c, rate, kept, undamped, ahead, decay, remembers, nesterov, decays, ascends
+    param, grad, buffer, n, x0, k1, kind, a, b, c, rate, kept, undamped, ahead, decay,
+    remembers, nesterov, decays, ascends,
 ):  # fmt: skip
     params, grads, buffers = carray(param, n), carray(grad, n), carray(buffer, n)
     use_widest_vectors()

@@ -53,7 +53,7 @@ class Fused(Optimizer):
         return None if self._noisy is None else self._noisy.fallback
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one optimization step.
 
         Args:
@@ -86,7 +86,7 @@ class Fused(Optimizer):
 
 def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
     """A torch optimizer's ``step`` without the hooks that torch wraps around it when one is first made."""
-    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined,no-any-return]
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
 
 
 class FusedStep(NoisyStep):

@@ -52,7 +52,7 @@ class SGD(Fused, torch.optim.SGD):
             lr,
             momentum,
             dampening,
-            weight_decay,  # type: ignore[arg-type]  # a tensor only since torch 2.8
+            weight_decay,
             nesterov,
             maximize=maximize,
             foreach=foreach,
