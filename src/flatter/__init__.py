@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flatter import lr_scheduler
+from flatter import lr_scheduler, optim
 from flatter.attach import Handle, perturb
 from flatter.distributions import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
 from flatter.methods import alrao, leap, lr_dropout, ralr, random_lr, random_lr_normal
@@ -39,6 +39,7 @@ __all__ = [
     "leap",
     "lr_dropout",
     "lr_scheduler",
+    "optim",
     "perturb",
     "ralr",
     "random_lr",

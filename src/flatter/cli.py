@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 try:
+    import torch
     import typer
     from rich.console import Console
     from rich.table import Table
 
+    from flatter.bench import OPTIMIZERS, Row, measure, table, write_csv
     from flatter.workflow import PAGE_NAME, CompareError, compare_task
 except ModuleNotFoundError as _missing:  # the library alone was installed
     if (_missing.name or "").startswith("flatter"):
@@ -125,6 +127,30 @@ def compare(
         raise typer.Exit(1) from None
     except OSError as error:
         _fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
+
+
+@app.command()
+def bench(
+    models: Annotated[str, typer.Option(help="Which of mlp, resnet18 and 50m to step.")] = "mlp,resnet18",
+    optimizers: Annotated[str, typer.Option(help="Which of SGD, Adam, AdamW and RMSprop.")] = ",".join(OPTIMIZERS),
+    rounds: Annotated[int, typer.Option(min=1, help="How many turns every contender has.")] = 15,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: torch's].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table here, as CSV.")] = None,
+) -> None:
+    """Measure what the noise costs: optimizer steps with and without it, taking turns on this machine."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        rows: list[Row] = []
+        for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
+            typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
+            rows.append(row)
+        if out is not None:
+            write_csv(rows, out)
+    except ValueError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"cannot write {error.filename}: {error.strerror}")
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

@@ -30,19 +30,22 @@ class Factors:
         self.perturbations = perturbations
         self.calendar = calendar
         self._ids: dict[Tensor, int] = {}
+        self._streams = [(stream, p) for stream, p in enumerate(perturbations) if not p.is_identity]
+        self._is_always = all(p.window.is_always for _, p in self._streams)
+        self._coarse = [(stream, p) for stream, p in self._streams if p.acts_on_rate]
+        self._fine = [(stream, p) for stream, p in self._streams if not p.acts_on_rate]
 
     def acting(self, step: int) -> list[Stream]:
         """The perturbations, with their streams, that do anything at a step."""
-        streams = enumerate(self.perturbations)
-        return [(stream, p) for stream, p in streams if not p.is_identity and self.calendar.acts(p, step)]
+        return self._in_window(self._streams, step)
 
     def coarse(self, step: int) -> list[Stream]:
         """Those that multiply a group's rate."""
-        return [(stream, p) for stream, p in self.acting(step) if p.acts_on_rate]
+        return self._in_window(self._coarse, step)
 
     def fine(self, step: int) -> list[Stream]:
         """Those that are finer than a group and scale the update."""
-        return [(stream, p) for stream, p in self.acting(step) if not p.acts_on_rate]
+        return self._in_window(self._fine, step)
 
     def rate(self, of: Stream, seed: int, step: int, group: int) -> float:
         """One perturbation's factor of one group's rate."""
@@ -84,6 +87,11 @@ class Factors:
         if any(parameter not in self._ids for parameter in parameters):  # at first, or a group was added
             self._ids = parameter_ids(self._optimizer)
         return [self._ids[parameter] for parameter in parameters]
+
+    def _in_window(self, streams: list[Stream], step: int) -> list[Stream]:
+        if self._is_always:  # every optimizer step asks: nothing is looked up that cannot change
+            return streams
+        return [(stream, p) for stream, p in streams if self.calendar.acts(p, step)]
 
     def _group_of(self, parameter: Tensor) -> int:
         for index, group in enumerate(self._optimizer.param_groups):

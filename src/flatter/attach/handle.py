@@ -97,7 +97,7 @@ class Handle:
         self.perturbations = perturbations
         self._asked_seed = asked_seed
         self._factors = Factors(optimizer, perturbations, calendar)
-        self._step = NoisyStep(optimizer, self._factors)
+        self._step = _noisy_step(optimizer, self._factors)
         self._set_state(start)
         self._removers: list[Remover] = install(optimizer, self)
 
@@ -172,7 +172,7 @@ class Handle:
             remover()
         self._removers = []
         state.erase(self.optimizer)
-        self._step = NoisyStep(self.optimizer, self._factors)  # lets go of the buffers
+        self._step = _noisy_step(self.optimizer, self._factors)  # lets go of the buffers
 
     def __enter__(self) -> Handle:
         return self
@@ -187,7 +187,7 @@ class Handle:
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Puts the noise in; called by the optimizer."""
-        if state.read(optimizer) != self._state:  # an optimizer that loads in its own way told nobody
+        if not state.holds(optimizer, self._state):  # an optimizer that loads in its own way told nobody
             self.on_load(optimizer)
         if not _is_priming(optimizer, kwargs):
             self._step.begin(self.seed, self.step, args, kwargs)
@@ -196,7 +196,8 @@ class Handle:
         """Takes the noise out and counts the step; called by the optimizer."""
         if self._step.running:
             self._step.finish(self.seed, self.step)
-            self._set_state(replace(self._state, step=self.step + 1))
+            now = self._state
+            self._set_state(state.State(now.step + 1, now.seed, now.fingerprint))
 
     def on_exception(self) -> None:
         """Takes the noise out of a step that failed, which does not count; called by the optimizer."""
@@ -224,6 +225,12 @@ class Handle:
         # Kept here too: loading a plain checkpoint replaces the groups, and a group may be added without it.
         self._state = new
         state.write(self.optimizer, new)
+
+
+def _noisy_step(optimizer: Optimizer, factors: Factors) -> NoisyStep:
+    """How the noise gets into a step: an optimizer that knows better (``flatter.optim``) says so itself."""
+    make: Callable[[Factors], NoisyStep] | None = getattr(optimizer, "noisy_step", None)
+    return NoisyStep(optimizer, factors) if make is None else make(factors)
 
 
 def _is_priming(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:

@@ -76,7 +76,7 @@ class NoisyStep:
     def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the optimizer's own step: noisy rates go in, and parameters that are scaled later are copied."""
         self._rates.restore()  # a step that was torn down without an exception reaching us
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if _is_capturing():
             raise RuntimeError(
                 "flatter.perturb draws its factors on the host, and a CUDA graph would replay one draw for ever: "
                 "capture the forward and backward passes only, and step outside the graph"
@@ -162,3 +162,8 @@ def _within(rate: float | Tensor, bounds: tuple[float, float]) -> bool:
     if bounds == (-math.inf, math.inf):
         return True  # and a rate on a GPU need not be read
     return bounds[0] <= float(rate) <= bounds[1]
+
+
+def _is_capturing() -> bool:
+    """Whether a CUDA graph is being captured; nothing can be before CUDA is in use, which is quicker to ask."""
+    return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]

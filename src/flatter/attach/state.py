@@ -40,6 +40,15 @@ def read(optimizer: Optimizer) -> State | None:
     return None
 
 
+def holds(optimizer: Optimizer, state: State) -> bool:
+    """Whether the optimizer carries this state: ``read(optimizer) == state``, for every step."""
+    for group in optimizer.param_groups:
+        if _STEP in group:
+            same_seed = group[_SEED] == state.seed and group[_FINGERPRINT] == state.fingerprint
+            return bool(same_seed and group[_STEP] == state.step)
+    return False
+
+
 def erase(optimizer: Optimizer) -> None:
     """Takes the state out of every parameter group."""
     for group in optimizer.param_groups:

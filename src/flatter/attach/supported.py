@@ -69,7 +69,7 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
         raise ValueError(
             "differentiable=True cannot be perturbed per element: the update is scaled in place afterwards"
         )
-    if _is_torchs(type(optimizer)) and name in _LINEAR:
+    if (_is_torchs(type(optimizer)) or _is_ours(type(optimizer))) and name in _LINEAR:
         return
     reason = nonlinearity(optimizer)
     if reason is not None:
@@ -92,6 +92,10 @@ def _lost_elements(optimizer: Optimizer) -> str | None:
 
 def _is_torchs(cls: type) -> bool:
     return f"{cls.__module__}.".startswith("torch.optim.")  # Muon's and Adafactor's module is torch.optim itself
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("flatter.optim.")
 
 
 def nonlinearity(optimizer: Optimizer) -> str | None:

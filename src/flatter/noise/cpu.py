@@ -7,6 +7,7 @@ the next chunk until none is left, so that the result does not depend on who doe
 
 from __future__ import annotations
 
+import contextlib
 import math
 from functools import cache
 
@@ -36,27 +37,31 @@ _G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (f32(c) for c in reference.GAUSS)
 
 
 @intrinsic
-def _fma(context, a, b, c):
+def fma(context, a, b, c):
+    """``a · b + c``, rounded once."""
     return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
 
 
 @intrinsic
-def _float_of(context, bits):
+def float_of(context, bits):
+    """The float32 of these 32 bits."""
     return types.float32(types.uint32), lambda c, builder, s, args: builder.bitcast(args[0], ir.FloatType())
 
 
 @intrinsic
-def _bits_of(context, value):
+def bits_of(context, value):
+    """The bits of a float32."""
     return types.uint32(types.float32), lambda c, builder, s, args: builder.bitcast(args[0], ir.IntType(32))
 
 
 @intrinsic
-def _double_of(context, bits):
+def double_of(context, bits):
+    """The float64 of these 64 bits."""
     return types.float64(types.int64), lambda c, builder, s, args: builder.bitcast(args[0], ir.DoubleType())
 
 
 @intrinsic
-def _pointer(context, address, like):
+def pointer(context, address, like):
     """The address as a pointer to numbers of ``like``'s type."""
 
     def code(context, builder, signature, args):
@@ -66,7 +71,7 @@ def _pointer(context, address, like):
 
 
 @intrinsic
-def _take(context, counter):
+def take(context, counter):
     """Fetches and increments the int64 at an address, atomically."""
 
     def code(context, builder, signature, args):
@@ -76,8 +81,23 @@ def _take(context, counter):
     return types.int64(types.voidptr), code
 
 
+@intrinsic
+def use_widest_vectors(context):
+    """Asks LLVM for 512-bit vectors where the CPU has them: it prefers 256 bits, which costs LEAP a fifth.
+
+    llvmlite does not know the attribute's name, but its set of attributes is a set. Were it not, nothing is asked for.
+    """
+
+    def code(context, builder, signature, args):
+        with contextlib.suppress(TypeError):
+            set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), code
+
+
 @njit(inline="always")
-def _key(seed, tick, stream, unit, segment):
+def key(seed, tick, stream, unit, segment):
     """(k0, k1) by Philox4x32-10, as ``keys.derive_keys``."""
     low = u64(0xFFFFFFFF)
     c0, c1 = u64(unit) & low, u64(unit) >> u64(32)
@@ -92,7 +112,7 @@ def _key(seed, tick, stream, unit, segment):
 
 
 @njit(inline="always")
-def _word(x, k1):
+def word(x, k1):
     """``reference.words`` from ``x = index · 9E3779B9 + k0`` on."""
     x = u32(x ^ (x >> u32(17)))
     x = u32(x * u32(0xED5AD4BB))
@@ -104,39 +124,39 @@ def _word(x, k1):
 
 
 @njit(inline="always")
-def _normal(w):
+def normal(w):
     """``reference.normal`` of one word."""
-    b = _bits_of(f32(i32((w & u32(0x7FFFFFFF)) | u32(1))))
-    m = _float_of((b & u32(0x7FFFFF)) | u32(0x3F800000))
-    q = _fma(_fma(_fma(_fma(_fma(_L6, m, _L5), m, _L4), m, _L3), m, _L2), m, _L1)
-    t = math.sqrt(_fma(q, m, f32(_K - f32(i32(b >> u32(23))))))
-    z = _fma(_fma(_fma(_fma(_G7, t, _G6), t, _G5), t, _G4), t, _G3)
-    z = _fma(_fma(_fma(z, t, _G2), t, _G1), t, _G0)
-    return _float_of(_bits_of(z) ^ (w & u32(0x80000000)))
+    b = bits_of(f32(i32((w & u32(0x7FFFFFFF)) | u32(1))))
+    m = float_of((b & u32(0x7FFFFF)) | u32(0x3F800000))
+    q = fma(fma(fma(fma(fma(_L6, m, _L5), m, _L4), m, _L3), m, _L2), m, _L1)
+    t = math.sqrt(fma(q, m, f32(_K - f32(i32(b >> u32(23))))))
+    z = fma(fma(fma(fma(_G7, t, _G6), t, _G5), t, _G4), t, _G3)
+    z = fma(fma(fma(z, t, _G2), t, _G1), t, _G0)
+    return float_of(bits_of(z) ^ (w & u32(0x80000000)))
 
 
-def _wide(value):
+def wide(value):
     """A stored parameter as a number to calculate with: bfloat16, stored as uint16, becomes float32."""
 
 
-@overload(_wide, inline="always")
+@overload(wide, inline="always")
 def _(value):
     if value == types.uint16:
-        return lambda value: _float_of(u32(value) << u32(16))
+        return lambda value: float_of(u32(value) << u32(16))
     return lambda value: value
 
 
-def _stored(number, like):
+def stored(number, like):
     """A number as it is stored where ``like`` is: for bfloat16 rounded to nearest, ties to even."""
 
 
-@overload(_stored, inline="always")
+@overload(stored, jit_options={"forceinline": True})  # numba cannot inline the choice for NaN without a warning
 def _(number, like):
     if like != types.uint16:
         return lambda number, like: number
 
     def to_bfloat16(number, like):
-        b = _bits_of(number)
+        b = bits_of(number)
         rounded = u32(b + u32(0x7FFF) + ((b >> u32(16)) & u32(1))) >> u32(16)
         return np.uint16(0x7FC0) if number != number else np.uint16(rounded)
 
@@ -146,39 +166,65 @@ def _(number, like):
 @njit(inline="always")
 def _blend(old, new, factor):
     """``attach.blend.blend`` of one element, in stored form."""
-    was, now = _wide(old), _wide(new)
+    was, now = wide(old), wide(new)
     f = type(was)(factor)
     moved = now - was
     mixed = was + f * moved if abs(f) < type(f)(0.5) else now - moved * (type(f)(1) - f)
-    kept = old if (f == 0 or was == now) else _stored(mixed, new)
+    kept = old if (f == 0 or was == now) else stored(mixed, new)
     return new if f == 1 else kept
 
 
 @njit
 def _blend_normal(new, old, n, x0, k1, loc, scale, minimum):
+    use_widest_vectors()
     values, before = carray(new, n), carray(old, n)
+    x = x0
     for i in range(n):
-        w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
-        f = f32(f32(_normal(w) * scale) + loc)
+        w = word(x, k1)
+        x = u32(x + u32(0x9E3779B9))
+        f = f32(f32(normal(w) * scale) + loc)
         values[i] = _blend(before[i], values[i], max(f, minimum))
 
 
 @njit
 def _blend_bernoulli(new, old, n, x0, k1, threshold):
+    use_widest_vectors()
     values, before = carray(new, n), carray(old, n)
+    x = x0
     for i in range(n):
-        w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
+        w = word(x, k1)
+        x = u32(x + u32(0x9E3779B9))
         was, now = before[i], values[i]  # both are read always: a choice of loads would not be vectorised
         values[i] = now if w < threshold else was
 
 
 @njit
 def _blend_uniform(new, old, n, x0, k1, low, span):
+    use_widest_vectors()
     values, before = carray(new, n), carray(old, n)
+    x = x0
     for i in range(n):
-        w = _word(u32(u32(u32(i) * u32(0x9E3779B9)) + x0), k1)
+        w = word(x, k1)
+        x = u32(x + u32(0x9E3779B9))
         u = (f64(w) + 0.5) * 2.0**-32
         values[i] = _blend(before[i], values[i], f32(u * span + low))
+
+
+def compiled(**options):
+    """Makes a function of a job's address a C function, from numba's cache or put there.
+
+    A read-only installation with no home folder has no place for a cache: there it is compiled anew in each process.
+    """
+
+    def compile_(kernel):
+        try:
+            return cfunc(types.void(types.voidptr), cache=True, **options)(kernel)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return cfunc(types.void(types.voidptr), **options)(kernel)
+
+    return compile_
 
 
 @cache
@@ -194,17 +240,18 @@ def blend_kernel(kind: int, dtype: int) -> int:
     """
     number = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}[dtype]
 
+    @compiled()
     def kernel(address):
         job = carray(address, JOB_WORDS, dtype=np.int64)
-        table = carray(_pointer(job[TABLE], np.int64(0)), (job[CHUNKS], COLUMNS))
-        a, b, c = _double_of(job[PARAMETERS]), _double_of(job[PARAMETERS + 1]), _double_of(job[PARAMETERS + 2])
+        table = carray(pointer(job[TABLE], np.int64(0)), (job[CHUNKS], COLUMNS))
+        a, b, c = double_of(job[PARAMETERS]), double_of(job[PARAMETERS + 1]), double_of(job[PARAMETERS + 2])
         while True:
-            chunk = _take(address)
+            chunk = take(address)
             if chunk >= job[CHUNKS]:
                 return
-            new, old = _pointer(table[chunk, NEW], number), _pointer(table[chunk, OLD], number)
+            new, old = pointer(table[chunk, NEW], number), pointer(table[chunk, OLD], number)
             n, first = i32(table[chunk, LENGTH]), table[chunk, FIRST]
-            k0, k1 = _key(job[SEED], job[TICK], job[STREAM], table[chunk, UNIT], first >> 28)
+            k0, k1 = key(job[SEED], job[TICK], job[STREAM], table[chunk, UNIT], first >> 28)
             x0 = u32(u32(u32(first & 0xFFFFFFF) * u32(0x9E3779B9)) + k0)
             if kind == NORMAL:
                 _blend_normal(new, old, n, x0, k1, f32(a), f32(b), f32(c))
@@ -213,14 +260,5 @@ def blend_kernel(kind: int, dtype: int) -> int:
             else:
                 _blend_uniform(new, old, n, x0, k1, a, b)
 
-    return _compiled(kernel).address
-
-
-def _compiled(kernel):
-    """The kernel as a C function, from numba's cache or put there; a read-only installation has no place for one."""
-    try:
-        return cfunc(types.void(types.voidptr), cache=True)(kernel)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        return cfunc(types.void(types.voidptr))(kernel)
+    address: int = kernel.address
+    return address

@@ -1,0 +1,71 @@
+"""AdamW, with the noise inside its update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from flatter.optim.adam import _Adam
+from flatter.optim.fused import Perturbations, unhooked
+from flatter.optim.launch import Update
+
+
+class AdamW(_Adam, torch.optim.AdamW):
+    """``torch.optim.AdamW`` with a random learning rate: its arguments, its state, its checkpoints.
+
+    Decoupled weight decay is multiplied by the learning rate, so the factor multiplies it as well.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as
+            ``torch.optim.AdamW``. ``foreach=True`` and ``fused=False`` ask for torch's own step, which is then scaled
+            afterwards.
+        perturbation: one, or several whose factors multiply; default none, which is ``torch.optim.AdamW`` to the bit.
+        seed, steps_per_epoch, epochs: as :func:`flatter.perturb`.
+
+    Raises:
+        ValueError: as ``torch.optim.AdamW`` and :func:`flatter.perturb`; a seed without a perturbation.
+    """
+
+    _torch_step = unhooked(torch.optim.AdamW.step)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        perturbation: Perturbations | None = None,
+        seed: int | None = None,
+        steps_per_epoch: int | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        self._attach(perturbation, seed, steps_per_epoch, epochs)
+
+    def _update(self, group: dict[str, Any]) -> Update:
+        update = super()._update(group)
+        amsgrad, decays, _, ascends = update.options
+        return update._replace(options=(amsgrad, decays, True, ascends))  # older torch does not keep it in the group

@@ -1,0 +1,176 @@
+"""What the fused optimizers share: torch's optimizer with the noise drawn inside its update."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from flatter.attach.factors import Factors, Stream
+from flatter.attach.handle import Handle, perturb
+from flatter.attach.install import HANDLE
+from flatter.attach.noisy_step import NoisyStep
+from flatter.optim.launch import Plan, Update, objection
+from flatter.perturbation import Perturbation
+
+Perturbations = Perturbation | Sequence[Perturbation]
+
+
+class Fused(Optimizer):
+    """Base of the fused optimizers, each of which also derives from its torch parent.
+
+    Without a perturbation torch's own step runs. With one, the step of :class:`FusedStep`.
+    """
+
+    _noisy: FusedStep | None = None
+    _kernel: str
+
+    def _attach(
+        self,
+        perturbation: Perturbations | None,
+        seed: int | None,
+        steps_per_epoch: int | None,
+        epochs: int | None,
+    ) -> None:
+        """The end of every constructor: attaches the perturbation, if one is given."""
+        if perturbation is not None:
+            perturb(self, perturbation, seed=seed, steps_per_epoch=steps_per_epoch, epochs=epochs)
+        elif (seed, steps_per_epoch, epochs) != (None, None, None):
+            raise ValueError("seed, steps_per_epoch and epochs are the perturbation's: give perturbation= with them")
+
+    @property
+    def handle(self) -> Handle | None:
+        """The handle of the perturbation, as :func:`flatter.perturb` gives it; ``None`` without one."""
+        handle: Handle | None = vars(self).get(HANDLE)
+        return handle
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the last perturbed step was not fused but torch's own, scaled afterwards; ``None`` if it was fused."""
+        return None if self._noisy is None else self._noisy.fallback
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss; optional.
+        """
+        noisy = self._noisy
+        if noisy is None or not noisy.running:
+            return self._torch_step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not noisy.update():
+            self._torch_step()
+        return loss
+
+    def noisy_step(self, factors: Factors) -> NoisyStep:
+        """How a perturbation acts on this optimizer; asked by :func:`flatter.perturb`."""
+        self._noisy = FusedStep(self, factors)
+        return self._noisy
+
+    def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The torch parent's step, without its hooks: ours has called them."""
+        raise NotImplementedError
+
+    def _update(self, group: dict[str, Any]) -> Update:
+        """A group's update, its states made as torch makes them."""
+        raise NotImplementedError
+
+
+def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A torch optimizer's ``step`` without the hooks that torch wraps around it when one is first made."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+
+
+class FusedStep(NoisyStep):
+    """A noisy step whose per-element factors are drawn in registers, inside the update, with no copy of anything.
+
+    Rates are noisy for the length of the step, as always. Where the kernels cannot do the rest, torch's own step runs
+    and is scaled afterwards as on any optimizer, with a warning that says why.
+
+    Attributes:
+        fallback: why the last step was not fused, or ``None``.
+    """
+
+    def __init__(self, optimizer: Fused, factors: Factors) -> None:
+        super().__init__(optimizer, factors)
+        self._fused = optimizer
+        self._plans: dict[int, Plan] = {}
+        self._now = (0, 0)
+        self.fallback: str | None = None
+
+    def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the optimizer's step: noisy rates go in."""
+        super().begin(seed, step, args, kwargs)
+        self._now = seed, step
+
+    def _copy(self, *, every: bool) -> None:
+        """Nothing yet: whether a copy is needed is known when the gradients are, and a closure may still make them."""
+
+    def update(self) -> bool:
+        """Updates the parameters with their factors; ``False`` if torch's step has to."""
+        seed, step = self._now
+        fine = self._factors.fine(step)
+        if not fine:
+            return False
+        reason = self._fuse(fine, seed, step)
+        if reason is not None:
+            if reason != self.fallback:
+                warnings.warn(
+                    f"flatter.optim.{type(self._fused).__name__} runs torch's own step and scales it afterwards, "
+                    f"which is slower: {reason}",
+                    stacklevel=2,
+                )
+            super()._copy(every=False)
+        self.fallback = reason
+        return reason is None
+
+    def _fuse(self, fine: list[Stream], seed: int, step: int) -> str | None:
+        """Does the fused update of all groups, or says why it did nothing."""
+        stream, perturbation = fine[0]
+        form = perturbation.distribution.kernel_form
+        if len(fine) > 1:
+            return "several perturbations are finer than a parameter group, and a kernel draws one"
+        if perturbation.scope != "element" or form is None:
+            name = type(perturbation.distribution).__name__
+            return f"the kernels draw Normal, Uniform and Bernoulli per element, not {name} per {perturbation.scope}"
+        groups = self._fused.param_groups
+        for group in groups:
+            if group.get("foreach") or group.get("fused") is False:
+                return "foreach=True or fused=False asks for torch's own"
+        own = vars(self._fused)
+        if own.get("grad_scale") is not None or own.get("found_inf") is not None:
+            return "a GradScaler leaves the gradients' scale to torch's fused step; use fused=None"
+        updates = [self._fused._update(group) for group in groups]
+        for index, update in enumerate(updates):
+            plan = self._plans.get(index)
+            if plan is None or not plan.fits(update):
+                self._plans.pop(index, None)
+                if (reason := objection(update)) is not None:
+                    return reason
+        for index, update in enumerate(updates):
+            if index not in self._plans:
+                fresh = self._start(update)
+                units = self._factors.units(update.params)
+                self._plans[index] = Plan(update, fresh, units, self._fused._kernel, form, stream)
+        tick = self._factors.calendar.tick(perturbation, step)
+        for index, update in enumerate(updates):
+            self._plans[index].run(update, seed, tick)
+        return None
+
+    def _start(self, update: Update) -> list[bool]:
+        """Makes the momenta that do not exist yet, of −0, to which the first gradient is added; says which."""
+        first = update.states[0] if update.states else []
+        fresh = [state is None for state in first] or [False] * len(update.params)
+        for position, param in enumerate(update.params):
+            if fresh[position]:
+                first[position] = torch.zeros_like(param, memory_format=torch.preserve_format).neg_()
+                self._fused.state[param][update.first_state] = first[position]
+        return fresh

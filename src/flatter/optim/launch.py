@@ -1,0 +1,234 @@
+"""The tables that a fused kernel works from: prepared once, then only the gradients' addresses change."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from operator import attrgetter
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flatter.attach.shards import local_part
+from flatter.noise import threads
+from flatter.noise.blender import KernelForm
+from flatter.noise.keys import SEGMENT
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_form = attrgetter("dtype", "layout")
+_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class Update(NamedTuple):
+    """What one step does to one parameter group, in terms of torch's own lists. All lists run over the same parameters.
+
+    Attributes:
+        params: the parameters that have a gradient.
+        grads: their gradients.
+        states: up to three lists of states shaped like the parameters, in the order that the kernel knows. ``None``
+            stands for a momentum that does not exist yet; see ``first_state``.
+        counters: their step counters, 0-d; empty where the optimizer has none.
+        options: the kernel's compile-time options.
+        numbers: the kernel's numbers.
+        first_state: name in ``optimizer.state`` of the first list.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: tuple[list[Any], ...]
+    counters: list[Tensor]
+    options: tuple[bool, ...]
+    numbers: tuple[Any, ...]
+    first_state: str
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """The compiled kernels, or ``None`` where numba is not installed."""
+    try:
+        from flatter.optim import cpu
+    except ImportError:
+        return None
+    return cpu
+
+
+def objection(update: Update) -> str | None:
+    """Why the kernels cannot do an update, in words, or ``None`` if they can."""
+    if kernels() is None:
+        return "numba is not installed (pip install 'flatter[fast]')"
+    if any(isinstance(number, Tensor) for number in update.numbers):
+        return "the learning rate or another setting is a tensor"
+    params, grads = local(update.params), local(update.grads)
+    for whole, param, grad in zip(update.params, params, grads, strict=True):
+        if grad.layout != torch.strided:
+            return "a gradient is sparse"
+        if type(param) not in _PLAIN or type(grad) not in _PLAIN:
+            return f"a parameter or its gradient is a {type(param).__name__}, not a plain tensor"
+        if param.device.type != "cpu" or grad.device.type != "cpu":
+            return f"a parameter lives on {param.device}; there are kernels for the CPU only"
+        if param.dtype not in _DTYPES or grad.dtype != param.dtype:
+            return f"a parameter is {param.dtype} with a gradient of {grad.dtype}; there are kernels for {_DTYPES}"
+        if not param.is_contiguous():
+            return "a parameter is not contiguous"
+        if param.shape != grad.shape or local_part(whole)[1].start is None:
+            return "a parameter is sharded along a dimension that is not its first"
+    for states in filter(None, update.states):
+        for param, state in zip(params, local(states), strict=True):
+            if state is not None and not _is_like(state, param):
+                return "a state is not shaped, stored or laid out as its parameter"
+    if any(c.dtype != torch.float32 or c.device.type != "cpu" for c in update.counters):
+        return "a step counter is not a float32 tensor on the CPU"
+    return None
+
+
+def _is_like(state: Tensor, param: Tensor) -> bool:
+    alike = state.dtype == param.dtype and state.device == param.device and state.shape == param.shape
+    return alike and state.is_contiguous()
+
+
+def local(tensors: list[Any]) -> list[Any]:
+    """What this process holds of some tensors; the list itself where that is all of them."""
+    if _PLAIN.issuperset(map(type, tensors)):
+        return tensors
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+
+
+class Plan:
+    """The kernel calls that do the updates of one group, step after step.
+
+    Args:
+        update: an update without objection, all states there.
+        fresh: for each parameter, whether its first state holds −0 and becomes the gradient itself at this step.
+        units: the identity of each parameter.
+        kernel: name of the kernel in ``optim.cpu``, without ``_kernel``.
+        form: distribution of the factor.
+        stream: stream of the perturbation.
+    """
+
+    def __init__(
+        self, update: Update, fresh: list[bool], units: list[int], kernel: str, form: KernelForm, stream: int
+    ) -> None:
+        cpu = kernels()
+        assert cpu is not None
+        self._cpu = cpu
+        self._key = _key(update)
+        self._fresh = any(fresh)
+        params = local(update.params)
+        columns = [params, *(local(states) for states in update.states)]
+        # Alive as long as their addresses are in the table, and marked as written to after each step.
+        self._written = [tensor for column in columns for tensor in column] + update.counters
+        self._rows = np.zeros((len(params), cpu.ROW_COLUMNS), dtype=np.int64)
+        self._rows[:, cpu.PARAMETER] = _addresses(params)
+        for column in range(3):  # kernels do not touch a state that they do not have, but must not see address 0
+            states = columns[1 + column] if column < len(update.states) and columns[1 + column] else params
+            self._rows[:, cpu.STATE + column] = _addresses(states)
+        if update.counters:
+            self._rows[:, cpu.COUNTER] = _addresses(update.counters)
+        starts = [local_part(param)[1].start or 0 for param in update.params]
+        self._rows[:, cpu.FIRST] = starts
+        self._rows[:, cpu.UNIT] = np.array(units, dtype=np.uint64).view(np.int64)
+        self._rows[:, cpu.FRESH] = fresh
+        self._calls: list[_Call] = []
+        for dtype in {param.dtype: None for param in params}:
+            alike = [(row, param.numel(), starts[row]) for row, param in enumerate(params) if param.dtype == dtype]
+            chunks = np.array([c for row in alike for c in _chunks(*row, cpu.CHUNK)], dtype=np.int64)
+            chunks = chunks.reshape(-1, cpu.CHUNK_COLUMNS)
+            job = np.zeros(cpu.JOB_WORDS, dtype=np.int64)
+            job[[cpu.CHUNKS, cpu.CHUNK_TABLE, cpu.ROWS, cpu.ROW_TABLE, cpu.STREAM]] = (
+                len(chunks), chunks.ctypes.data, len(self._rows), self._rows.ctypes.data, stream,
+            )  # fmt: skip
+            job.view(np.float64)[cpu.FACTOR : cpu.FACTOR + len(form.numbers)] = form.numbers
+            kind = cpu.KINDS["positive" if _is_positive(form) else form.kind]
+            kind_of_number = {
+                torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16
+            }[dtype]  # fmt: skip
+            address = getattr(cpu, f"{kernel}_kernel")(kind, kind_of_number, *update.options)
+            elements = sum(size for _, size, _ in alike)
+            self._calls.append(_Call(address, job, job.view(np.float64), job.ctypes.data, chunks, elements))
+        self._count = _Kernel(cpu.count_kernel()) if update.counters else None
+
+    def fits(self, update: Update) -> bool:
+        """Whether the plan is one for these parameters and states, wherever their gradients are."""
+        return self._key == _key(update)
+
+    def run(self, update: Update, seed: int, tick: int) -> None:
+        """Does an update, with the factors of (seed, tick)."""
+        cpu, numbers = self._cpu, update.numbers
+        grads = local(update.grads)
+        if not all(map(Tensor.is_contiguous, grads)):
+            grads = [grad.contiguous() for grad in grads]
+        self._rows[:, cpu.GRADIENT] = _addresses(grads)
+        signed_seed = seed if seed < 1 << 63 else seed - (1 << 64)
+        for call in self._calls:
+            call.job[cpu.TAKEN] = 0
+            call.job[cpu.SEED] = signed_seed
+            call.job[cpu.TICK] = tick
+            call.numbers[cpu.NUMBERS : cpu.NUMBERS + len(numbers)] = numbers
+        if self._count is not None and self._calls:
+            self._count(self._calls[0].address)
+        for call in self._calls:
+            threads.run(call.kernel, call.address, call.elements)
+        torch.autograd.graph.increment_version(self._written)
+        if self._fresh:
+            self._rows[:, cpu.FRESH] = 0
+            self._fresh = False
+
+
+class _Call(NamedTuple):
+    """One kernel over the parameters of one dtype: its address, its job (as words, as float64, its address), ..."""
+
+    kernel: int
+    job: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+    address: int
+    chunks: NDArray[np.int64]
+    elements: int
+
+
+def _is_positive(form: KernelForm) -> bool:
+    """Whether a Normal factor can be neither 0 nor cut off: its values lie within 6.24 standard deviations."""
+    if form.kind != "normal":
+        return False
+    loc, scale, minimum = form.numbers
+    return loc - 6.24 * scale > max(0.0, minimum)
+
+
+def _key(update: Update) -> tuple[object, ...]:
+    """Equal for two updates that the same plan does."""
+    params, states = update.params, update.states
+    if not _PLAIN.issuperset(map(type, params)):
+        params, states = local(params), tuple(map(local, states))
+    # Contiguous tensors of equal sizes at equal addresses: their shapes do not matter.
+    return (
+        list(map(id, update.params)),
+        _addresses(params),
+        list(map(Tensor.numel, params)),
+        list(map(Tensor.is_contiguous, params)),
+        list(map(_addresses, states)),
+        _addresses(update.counters),
+        list(map(type, update.grads)),
+        list(map(_form, update.grads)),
+        list(map(type, update.numbers)),
+        update.options,
+    )
+
+
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
+
+
+def _chunks(row: int, size: int, start: int, longest: int) -> list[tuple[int, int, int]]:
+    """The chunks of one parameter, none of which crosses a segment."""
+    chunks = []
+    offset = 0
+    while offset < size:
+        length = min(longest, size - offset, SEGMENT - (start + offset) % SEGMENT)
+        chunks.append((row, offset, length))
+        offset += length
+    return chunks
