@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -123,8 +124,8 @@ def compare(
         )
     except (ArmError, CompareError, DataError, SettingsError, StoreError, TrialError, UnknownTaskError) as error:
         _fail(str(error))
-    except BrokenPipeError:  # whoever read our output has gone: there is nobody to tell
-        raise typer.Exit(1) from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
         _fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
 
@@ -149,6 +150,8 @@ def bench(
             write_csv(rows, out)
     except ValueError as error:
         _fail(str(error))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         _fail(f"cannot write {error.filename}: {error.strerror}")
 
@@ -173,6 +176,10 @@ def main() -> None:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:
         status = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would complain once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
     except Exception as error:
         # A wrong option: one line, as every other error. The class lives in click or in typer, by version.
         explain = getattr(error, "format_message", None)
