@@ -516,9 +516,9 @@ def test_arms_take_turns_in_being_first(tmp_path):
 
 def test_too_few_seeds_are_said_to_be(capsys):
     flatter.compare(quadratic, ["leap"], 5)
-    assert "5 seeds cannot reach a verdict over 1 comparisons" in capsys.readouterr().err
+    assert "with 5 seeds no verdict can be reached" in " ".join(capsys.readouterr().err.split())
     flatter.compare(quadratic, ["leap"], 6)
-    assert "cannot reach" not in capsys.readouterr().err
+    assert "no verdict can" not in capsys.readouterr().err
 
 
 def test_names_and_messages_are_never_read_as_markup(tmp_path, capsys):

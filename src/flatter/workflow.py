@@ -210,7 +210,7 @@ def _warn_if_hopeless(console: Console, seeds: int, comparisons: int, level: flo
     needed = math.ceil(math.log2(2 * comparisons / level)) if comparisons else 0
     if seeds < needed:
         console.print(
-            f"Note: {seeds} seeds cannot reach a verdict over {comparisons} comparisons with vanilla at level "
-            f"{level:g}; {needed} can.",
+            f"Note: with {seeds} seed{'' if seeds == 1 else 's'} no verdict can be reached at level {level:g} over "
+            f"{comparisons} comparison{'' if comparisons == 1 else 's'} with vanilla; {needed} seeds can.",
             highlight=False,
         )
