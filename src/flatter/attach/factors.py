@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from flatter.attach.blend import block_factor
 from flatter.attach.draw import Calendar, Draw, draws, rate_factor
 from flatter.attach.identity import parameter_ids
+from flatter.attach.rate import bounded
 from flatter.attach.shards import local_part
 from flatter.perturbation import Perturbation
 
@@ -77,8 +78,7 @@ class Factors:
         effective = []
         for index, rate in enumerate(scheduled):
             for of in self.coarse(step):
-                low, high = of[1].bounds
-                rate = min(max(rate * self.rate(of, seed, step, index), low), high)
+                rate = bounded(rate * self.rate(of, seed, step, index), of[1].bounds)
             effective.append(rate * fine_mean)
         return effective
 

@@ -11,6 +11,12 @@ from torch.optim import Optimizer
 Rate = float | Tensor
 
 
+def bounded(rate: float, bounds: tuple[float, float]) -> float:
+    """The rate, or the bound that it is beyond."""
+    low, high = bounds
+    return min(max(rate, low), high)
+
+
 class RateLoan:
     """The clean rates of the groups whose rate is noisy now. A tensor rate is filled in place, never replaced."""
 
@@ -20,14 +26,13 @@ class RateLoan:
     def lend(self, group: dict[str, Any], factor: float, bounds: tuple[float, float]) -> None:
         """Multiplies a group's rate by a factor and clamps it to the bounds, until :meth:`restore`."""
         rate: Rate = group["lr"]
-        low, high = bounds
         if isinstance(rate, Tensor):
             self._clean.append((group, rate.clone()))
             with torch.no_grad():
-                rate.mul_(factor).clamp_(low, high)
+                rate.mul_(factor).clamp_(*bounds)
         else:
             self._clean.append((group, rate))
-            group["lr"] = min(max(rate * factor, low), high)
+            group["lr"] = bounded(rate * factor, bounds)
 
     def restore(self) -> None:
         """Puts every clean rate back; the last one lent goes first, so that composed factors unwind."""

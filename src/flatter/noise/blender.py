@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatter.noise import threads
-from flatter.noise.keys import SEGMENT
+from flatter.noise.keys import SEGMENT, as_int64
 
 # Small enough that the threads end together, large enough that taking a chunk costs nothing.
 _CHUNK = 1 << 14
@@ -119,7 +119,7 @@ class _CpuLaunch:
 
     def run(self, seed: int, tick: int) -> None:
         self.job[self.taken] = 0
-        self.job[self.seed] = seed if seed < 1 << 63 else seed - (1 << 64)
+        self.job[self.seed] = as_int64(seed)
         self.job[self.tick] = tick
         threads.run(self.kernel, self.job.ctypes.data, self.elements)
 

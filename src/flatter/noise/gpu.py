@@ -15,7 +15,7 @@ from torch import Tensor
 from flatter.noise import reference
 from flatter.noise import triton as kernels
 from flatter.noise.blender import KernelForm, Piece
-from flatter.noise.keys import derive_keys
+from flatter.noise.keys import as_int64, derive_keys
 from flatter.noise.tables import Tables, is_aligned
 
 DTYPES = {
@@ -41,7 +41,7 @@ class Clock:
     def set(self, seed: int, tick: int) -> None:
         """Writes both from the host, without waiting for the device."""
         if self._written is None or self._written[0] != seed:
-            self._seed.fill_(seed if seed < 1 << 63 else seed - (1 << 64))
+            self._seed.fill_(as_int64(seed))
         if self._written is None or self._written[1] != tick:
             self._tick.fill_(tick)
         self._written = seed, tick

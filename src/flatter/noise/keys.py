@@ -25,6 +25,11 @@ STREAM_LIMIT = 1 << 8
 SEGMENT_LIMIT = 1 << 16
 
 
+def as_int64(word: int) -> int:
+    """The signed integer of the same 64 bits: kernels are handed seeds as int64."""
+    return word if word < 1 << 63 else word - (1 << 64)
+
+
 def unit_id(name: str) -> int:
     """The 64-bit identity of a unit: the first eight bytes of BLAKE2b of its name, little-endian."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")

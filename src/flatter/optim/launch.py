@@ -17,7 +17,7 @@ from torch import Tensor
 from flatter.attach.shards import local_part
 from flatter.noise import threads
 from flatter.noise.blender import KernelForm
-from flatter.noise.keys import SEGMENT
+from flatter.noise.keys import SEGMENT, as_int64
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
@@ -164,7 +164,7 @@ class Plan:
         if not all(map(Tensor.is_contiguous, grads)):
             grads = [grad.contiguous() for grad in grads]
         self._rows[:, cpu.GRADIENT] = _addresses(grads)
-        signed_seed = seed if seed < 1 << 63 else seed - (1 << 64)
+        signed_seed = as_int64(seed)
         for call in self._calls:
             call.job[cpu.TAKEN] = 0
             call.job[cpu.SEED] = signed_seed
