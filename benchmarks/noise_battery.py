@@ -55,6 +55,8 @@ def hash_of(index, k0, k1):
 def keys(seed, stream, unit, tick, element):
     """(k0, k1) of each element, as `flatter.noise.keys.derive_keys` has them for one tick."""
     segment = element >> U64(SEGMENT_BITS)
+    if all(values[0] == values.min() == values.max() for values in (seed, stream, unit, tick, segment)):
+        seed, stream, unit, tick, segment = (values[:1] for values in (seed, stream, unit, tick, segment))
     counter = (
         unit & U64(0xFFFFFFFF),
         unit >> U64(32),
