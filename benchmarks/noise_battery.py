@@ -152,7 +152,7 @@ def normal(words):
 
 def wrong_normal(words):
     """One hexadecimal digit of one coefficient is wrong: G2 is BF1D7224."""
-    wrong = (*reference.GAUSS[:2], reference._float(0xBF1D6224), *reference.GAUSS[3:])
+    wrong = (*reference.GAUSS[:2], reference._float(0xBF1C7224), *reference.GAUSS[3:])
     with patch.object(reference, "GAUSS", wrong):
         return normal(words)
 
@@ -169,14 +169,14 @@ class Generator:
     Attributes:
         name: for the table.
         words: maps coordinates to words.
-        good: whether it should pass.
+        good: whether it should pass; ``None`` where nothing is expected.
         keyed: whether words are a function of coordinates, and do not repeat under one key.
         mask, normal: its distributions.
     """
 
     name: str
     words: Callable
-    good: bool = False
+    good: bool | None = False
     keyed: bool = True
     mask: Callable = mask
     normal: Callable = normal
@@ -190,7 +190,6 @@ CONTROLS = [
 BAD = [
     Generator("keyed without Philox", keyed_directly),
     Generator("one round", one_round),
-    Generator("unmultiplied index", unmultiplied),
     Generator("LCG", powers_of_lcg),
     Generator("Weyl sequence", weyl),
     Generator("same mask every tick", same_every_tick),
@@ -201,7 +200,9 @@ BAD = [
 ]
 
 
-GENERATORS = [FLATTER, *CONTROLS, *BAD]
+# Whether flatter's hash needs to multiply the index first is a question, not a known failure.
+OPEN = [Generator("unmultiplied index", unmultiplied, good=None)]
+GENERATORS = [FLATTER, *CONTROLS, *OPEN, *BAD]
 
 
 # Layouts: positions in, coordinates out
@@ -436,7 +437,7 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the battery; 0 if everything is as expected."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--words", type=int, default=1 << 22, help="of each layout, a power of two; default 2**22")
@@ -445,7 +446,7 @@ def main() -> int:
     names = [generator.name for generator in GENERATORS]
     parser.add_argument("--generators", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--csv", type=Path, default=None, help="write every p value here")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     words = 1 << 27 if given.thorough else given.words
     if words < 1 << 14 or words & (words - 1):
         parser.error(f"--words must be a power of two, at least {1 << 14}, got {words}")
@@ -454,14 +455,15 @@ def main() -> int:
     for generator in GENERATORS:
         if generator.name not in given.generators:
             continue
-        size = words if generator.good else min(words, BAD_WORDS)
+        size = min(words, BAD_WORDS) if generator.good is False else words
         own = list(examine(generator, given.layouts, size))
         verdict = judge(own)
-        as_expected &= verdict.passes == generator.good
+        expectation = "not known" if generator.good is None else "as expected"
+        if generator.good not in (None, verdict.passes):
+            expectation, as_expected = "NOT AS EXPECTED", False
         failed = len({finding.layout for finding in own if finding.surprise * len(own) < LEVEL})
         summary.append(
-            f"{generator.name:22}{'passes' if verdict.passes else 'FAILS':8}"
-            f"{'as expected' if verdict.passes == generator.good else 'NOT AS EXPECTED':17}"
+            f"{generator.name:22}{'passes' if verdict.passes else 'FAILS':8}{expectation:17}"
             f"{size:>10}{verdict.count:>9}{verdict.worst.surprise:>10.1e}{verdict.uniform:>10.1e}{failed:>9}  "
             f"{verdict.worst.layout}: {verdict.worst.test} {verdict.worst.detail}"
         )

@@ -64,16 +64,16 @@ def normal_p(z: float) -> float:
 
 def poisson_p(count: int, mean: float, rng: np.random.Generator) -> float:
     """P(N > count) + U · P(N = count) of a Poisson number: exactly uniform."""
-    law = scipy_stats.poisson(mean)
-    return float(law.sf(count) + rng.random() * law.pmf(count))
+    law = scipy_stats.poisson
+    return float(law.sf(count, mean) + rng.random() * law.pmf(count, mean))
 
 
 def binomial_p(count: int, n: int, p: float, rng: np.random.Generator, variance: float = 1.0) -> float:
     """The same of a binomial number; from a Normal law where the count is large."""
     if n * p * (1 - p) > 1e5:
         return normal_p((count - n * p) / math.sqrt(n * p * (1 - p) * variance))
-    law = scipy_stats.binom(n, p)
-    return float(law.sf(count) + rng.random() * law.pmf(count))
+    law = scipy_stats.binom
+    return float(law.sf(count, n, p) + rng.random() * law.pmf(count, n, p))
 
 
 def uniformity(p_values) -> float:
@@ -290,7 +290,7 @@ class Repeats:
 
 
 class Ranks:
-    """Ranks of 32 × 32 binary matrices: of 32 words, and of the lowest and the highest bits of 1024 (in 2**18 or more)."""
+    """Ranks of 32 × 32 binary matrices of 32 words, and of the lowest and the highest bits of 1024 (from 2**18 on)."""
 
     MOST = 4096  # matrices of a chunk: elimination is slow, and linear generators show in a few
 
