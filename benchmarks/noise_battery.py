@@ -33,7 +33,7 @@ from flatter.noise.philox import philox4x32
 LEVEL = 0.0005
 CHUNK = 1 << 20
 PIECE = 1 << 15  # words made at once: what they are made from stays in cache
-BAD_WORDS = 1 << 20  # what is bad must show by then
+BAD_WORDS = 1 << 18  # what is bad must show by then
 U32, U64 = np.uint32, np.uint64
 
 
@@ -252,7 +252,7 @@ LAYOUTS = [
     Layout("ticks", lambda i: {"tick": i}),
     Layout("units", lambda i: {"unit": i}),
     Layout("seeds", lambda i: {"seed": i}),
-    Layout("seeds one bit apart", lambda i: {"seed": i ^ i >> U64(1)}),
+    Layout("seeds one bit apart", lambda i: {"seed": (i ^ i >> U64(1)) + U64(1 << 40)}),
     Layout("streams", lambda i: {"stream": i % U64(256), "tick": i >> U64(8)}),
     Layout("64 elements of ticks", _blocks("tick"), lambda n: min(n, 64)),
     Layout("64 elements of units", _blocks("unit"), lambda n: min(n, 64)),
