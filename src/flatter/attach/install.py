@@ -54,7 +54,15 @@ def install(optimizer: Optimizer, attachment: Attachment) -> list[Remover]:
 
 def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
     """A hook that ``torch.compile(optimizer.step)`` runs as it is: the keys are numpy's, and new at every step."""
-    untraced: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    def untraced(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Only when tracing: the wrapper imports the compiler, and takes longer at every step than the hook.
+        if torch.compiler.is_compiling():
+            hook_as_it_is = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+            hook_as_it_is(optimizer, args, kwargs)
+        else:
+            hook(optimizer, args, kwargs)
+
     return untraced
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from flatter.attach.rate import RateLoan
 from flatter.attach.shards import Block, local_part
 from flatter.noise.blender import Blender, Piece, can_blend, compile_ahead
 
+_form = attrgetter("dtype", "device", "shape")
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Slot:
     """A parameter whose update is scaled after the step.
 
@@ -26,7 +29,8 @@ class Slot:
         local: what this process holds of it, sharing memory.
         block: where that lies in the whole tensor.
         old: its values before the step.
-        stride: strides of ``local`` when the slot was made.
+        form: dtype, device and shape of ``local`` when the slot was made.
+        stride: its strides then.
         is_fast: whether the kernels know it.
     """
 
@@ -34,6 +38,7 @@ class Slot:
     local: Tensor
     block: Block
     old: Tensor
+    form: tuple[object, ...]
     stride: tuple[int, ...]
     is_fast: bool
 
@@ -43,17 +48,16 @@ class Slot:
         local, block = local_part(parameter)
         old = torch.empty_like(local)
         is_fast = block.start is not None and can_blend(local, old)
-        return Slot(parameter, local, block, old, local.stride(), is_fast)
+        return Slot(parameter, local, block, old, _form(local), local.stride(), is_fast)
 
     def fits(self) -> bool:
         """Whether the parameter is still what it was: moved or resized, it needs another buffer."""
-        old, now = self.old, self.local
+        now = self.local
         if now is not self.parameter:  # a shard: its storage may have been exchanged under the DTensor
             now = local_part(self.parameter)[0]
             if now.data_ptr() != self.local.data_ptr():
                 return False
-        same_kind = old.dtype == now.dtype and old.device == now.device
-        return same_kind and old.shape == now.shape and now.stride() == self.stride
+        return _form(now) == self.form and now.stride() == self.stride
 
 
 class NoisyStep:
@@ -71,6 +75,7 @@ class NoisyStep:
         self._blenders: dict[int, Blender] = {}
         self._slots: dict[Tensor, Slot] = {}
         self._moving: list[Slot] = []
+        self._divided: tuple[list[Slot], list[Piece], list[Slot]] = [], [], []
         self.running = False
 
     def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,7 +90,7 @@ class NoisyStep:
         if self._factors.fine(step):
             # With a closure the gradients are made inside step: which parameters will move is not known yet.
             has_closure = any(callable(argument) for argument in (*args[1:], *kwargs.values()))
-            self._copy(every=has_closure)
+            self._copy(step, every=has_closure)
         self.running = True
 
     def finish(self, seed: int, step: int) -> None:
@@ -117,7 +122,7 @@ class NoisyStep:
                     lent.add(id(rate))
                 self._rates.lend(group, factor, bounds)
 
-    def _copy(self, *, every: bool) -> None:
+    def _copy(self, step: int, *, every: bool) -> None:
         """Copies the parameters that may move (those with a gradient, or every one) into their buffers."""
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
@@ -128,8 +133,12 @@ class NoisyStep:
                         self._prepare(slot)
                     self._moving.append(slot)
         if self._moving:
-            with torch.no_grad():
-                torch._foreach_copy_([slot.old for slot in self._moving], [slot.local for slot in self._moving])
+            blender, pieces, rest = self._divide(step)
+            if blender is not None:
+                blender.copy(pieces)
+            if rest:
+                with torch.no_grad():
+                    torch._foreach_copy_([slot.old for slot in rest], [slot.local for slot in rest])
 
     def _prepare(self, slot: Slot) -> None:
         """Compiles what the slot will need now, before the optimizer moves anything: if that fails, nothing is lost."""
@@ -140,22 +149,34 @@ class NoisyStep:
 
     def _blend(self, seed: int, step: int) -> None:
         """Scales the updates: with the kernels what they know, the rest by the reference."""
-        fine = self._factors.fine(step)
-        stream, perturbation = fine[0]
-        form = perturbation.distribution.kernel_form
-        rest = self._moving
-        if len(fine) == 1 and perturbation.scope == "element" and form is not None:
-            rest = [slot for slot in self._moving if not slot.is_fast]
-            fast = [slot for slot in self._moving if slot.is_fast]
-            units = self._factors.units([slot.parameter for slot in fast])
-            pieces = [Piece(s.local, s.old, s.block.start or 0, unit) for s, unit in zip(fast, units, strict=True)]
-            if pieces:
-                blender = self._blenders.setdefault(stream, Blender(form, stream))
-                blender.blend(pieces, seed, self._factors.calendar.tick(perturbation, step))
+        blender, pieces, rest = self._divide(step)
+        if blender is not None:
+            _, perturbation = self._factors.fine(step)[0]
+            blender.blend(pieces, seed, self._factors.calendar.tick(perturbation, step))
         if rest:
             drawn = self._factors.draws(seed, step, [slot.parameter for slot in rest])
             for slot, of_parameter in zip(rest, drawn, strict=True):
                 blend_(slot.local, slot.old, of_parameter, slot.block)
+
+    def _divide(self, step: int) -> tuple[Blender | None, list[Piece], list[Slot]]:
+        """What moves, divided into what the kernels do (with who calls them) and the slots that the reference does."""
+        fine = self._factors.fine(step)
+        stream, perturbation = fine[0]
+        form = perturbation.distribution.kernel_form
+        if len(fine) > 1 or perturbation.scope != "element" or form is None:
+            return None, [], self._moving
+        if self._moving != self._divided[0]:  # else, and that is nearly always, as at the last step
+            fast = [slot for slot in self._moving if slot.is_fast]
+            units = self._factors.units([slot.parameter for slot in fast])
+            pieces = [Piece(s.local, s.old, s.block.start or 0, unit) for s, unit in zip(fast, units, strict=True)]
+            self._divided = self._moving, pieces, [slot for slot in self._moving if not slot.is_fast]
+        _, pieces, rest = self._divided
+        if not pieces:
+            return None, [], rest
+        blender = self._blenders.get(stream)
+        if blender is None:
+            blender = self._blenders[stream] = Blender(form, stream)
+        return blender, pieces, rest
 
 
 def _within(rate: float | Tensor, bounds: tuple[float, float]) -> bool:

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatter.noise import threads
 from flatter.noise.keys import SEGMENT, as_int64
+from flatter.noise.threads import Shares
 
 # Small enough that the threads end together, large enough that taking a chunk costs nothing.
-_CHUNK = 1 << 14
+_CHUNK = 1 << 13
 
 
 class KernelForm(NamedTuple):
@@ -31,6 +31,12 @@ class KernelForm(NamedTuple):
 
     kind: Literal["normal", "bernoulli", "uniform"]
     numbers: tuple[float, ...]
+
+    @property
+    def lowest(self) -> float:
+        """A bound below all factors of a Normal before its minimum cuts them: the words give no |z| above 6.24."""
+        loc, scale, _ = self.numbers
+        return loc - 6.24 * scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,9 @@ def can_blend(new: Tensor, old: Tensor) -> bool:
 class _Launch(Protocol):
     """A kernel call over some pieces, all but seed and tick prepared."""
 
+    def copy(self) -> None:
+        """Copies the new values to the old."""
+
     def run(self, seed: int, tick: int) -> None:
         """Blends with the factors of a seed and a tick."""
 
@@ -104,24 +113,26 @@ class _CpuLaunch:
     Attributes:
         table: the kernel's table of chunks; the job holds its address.
         job: the kernel's job.
-        seed, tick, taken: where in the job these are.
-        kernel: the kernel's address.
-        elements: elements in all.
+        seed, tick: where in the job these are.
+        kernel, copier: addresses of the kernel that blends and of that which copies.
+        shares: which chunk is whose.
     """
 
     table: NDArray[np.int64]
     job: NDArray[np.int64]
     seed: int
     tick: int
-    taken: int
     kernel: int
-    elements: int
+    copier: int
+    shares: Shares
+
+    def copy(self) -> None:
+        self.shares.run(self.copier)
 
     def run(self, seed: int, tick: int) -> None:
-        self.job[self.taken] = 0
         self.job[self.seed] = as_int64(seed)
         self.job[self.tick] = tick
-        threads.run(self.kernel, self.job.ctypes.data, self.elements)
+        self.shares.run(self.kernel)
 
 
 def compile_ahead(form: KernelForm, parameter: Tensor) -> None:
@@ -133,15 +144,15 @@ def compile_ahead(form: KernelForm, parameter: Tensor) -> None:
         _compiled(form, parameter.dtype)
 
 
-def _compiled(form: KernelForm, dtype: torch.dtype) -> int:
-    """Address of the CPU kernel for a factor and a parameter dtype."""
+def _compiled(form: KernelForm, dtype: torch.dtype) -> tuple[int, int]:
+    """Addresses of the CPU kernels that blend and copy, for a factor and a parameter dtype."""
     cpu = _kernels()
     assert cpu is not None
-    kernel: int = cpu.blend_kernel(
-        {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[form.kind],
-        {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype],
-    )
-    return kernel
+    number = {torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16}[dtype]
+    kind = {"normal": cpu.NORMAL, "bernoulli": cpu.BERNOULLI, "uniform": cpu.UNIFORM}[form.kind]
+    if form.kind == "normal" and form.lowest > max(0.5, form.numbers[2]):
+        kind = cpu.NEAR_ONE
+    return cpu.blend_kernel(kind, number), cpu.copy_kernel(number)
 
 
 class Blender:
@@ -158,6 +169,15 @@ class Blender:
         self._memory: list[int] = []  # addresses and sizes that the launches were prepared for
         self._launches: list[_Launch] = []
 
+    def copy(self, pieces: Sequence[Piece]) -> None:
+        """``old ← new`` for every piece, before the step that makes them differ.
+
+        Args:
+            pieces: as in :meth:`blend`.
+        """
+        for launch in self._launches_for(pieces):
+            launch.copy()
+
     def blend(self, pieces: Sequence[Piece], seed: int, tick: int) -> None:
         """``new ← old + f · (new − old)`` for every piece, f drawn for each element; see ``attach.blend.blend``.
 
@@ -165,6 +185,11 @@ class Blender:
             pieces: parts that :func:`can_blend` admits.
             seed, tick: what the words are a function of, besides stream, unit and element.
         """
+        for launch in self._launches_for(pieces):
+            launch.run(seed, tick)
+
+    def _launches_for(self, pieces: Sequence[Piece]) -> list[_Launch]:
+        """Launches for the pieces where they are now; prepared again only if that is somewhere else."""
         memory = [word for p in pieces for word in (p.new.data_ptr(), p.old.data_ptr(), p.new.numel())]
         if memory != self._memory:
             alike: dict[tuple[torch.device, torch.dtype], list[Piece]] = {}
@@ -172,8 +197,7 @@ class Blender:
                 alike.setdefault((piece.new.device, piece.new.dtype), []).append(piece)
             self._launches = [launch for some in alike.values() for launch in self._prepare(some)]
             self._memory = memory
-        for launch in self._launches:
-            launch.run(seed, tick)
+        return self._launches
 
     def _prepare(self, pieces: list[Piece]) -> list[_Launch]:
         """Launches for pieces of one dtype on one device."""
@@ -193,9 +217,9 @@ class Blender:
         job[cpu.CHUNKS], job[cpu.TABLE], job[cpu.STREAM] = len(rows), table.ctypes.data, self._stream
         numbers = self._form.numbers
         job[cpu.PARAMETERS : cpu.PARAMETERS + len(numbers)].view(np.float64)[:] = numbers
-        kernel = _compiled(self._form, pieces[0].new.dtype)
-        elements = sum(piece.new.numel() for piece in pieces)
-        return _CpuLaunch(table, job, cpu.SEED, cpu.TICK, cpu.TAKEN, kernel, elements)
+        kernel, copier = _compiled(self._form, pieces[0].new.dtype)
+        shares = Shares(job, table[:, cpu.LENGTH].tolist())
+        return _CpuLaunch(table, job, cpu.SEED, cpu.TICK, kernel, copier, shares)
 
 
 def _chunks(piece: Piece) -> list[tuple[int, int, int, int, int]]:

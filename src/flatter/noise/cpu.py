@@ -1,33 +1,36 @@
 """CPU kernels of the generic path, compiled by numba when first used: words, factors and blend in one pass.
 
-Everything compiled is in this one file, because numba's cache does not see edits of imported ones. A kernel is a C
-function of one pointer to a *job* (a few int64 words). Any number of threads may call it with the same job: each takes
-the next chunk until none is left, so that the result does not depend on who does what.
+A kernel is a C function of one pointer to a *job* (a few int64 words). Any number of threads may call it with the same
+job: each takes chunk after chunk until none is left (see ``threads``), and the result does not depend on who does what.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic, overload
 
-from flatter.noise import reference
+from flatter.noise import reference, threads, vectorize
+from flatter.noise.threads import END, JOB_HEAD, NEXT, SHARE_COLUMNS, SHARES, THREADS, WHO
+from flatter.noise.vectorize import loop
 
 u32, i32, f32, f64, u64 = np.uint32, np.int32, np.float32, np.float64, np.uint64
 
 # Kinds of factor. Their two or three parameters are float64 in the job.
 NORMAL, BERNOULLI, UNIFORM = range(3)
+# One more: a Normal one that never falls to 0.5 or to its minimum, which need not be looked at for every element.
+NEAR_ONE = 3
 # Kinds of parameter.
 FLOAT32, FLOAT64, BFLOAT16 = range(3)
 
-# The words of a job: a counter of chunks taken, their number, the address of their table, what keys are a function of,
-# and the factor's parameters.
-TAKEN, CHUNKS, TABLE, SEED, TICK, STREAM, PARAMETERS, JOB_WORDS = 0, 1, 2, 3, 4, 5, 6, 9
+# The words of a job: those of ``threads``, the number of chunks, the address of their table, what keys are a function
+# of, and the factor's parameters.
+CHUNKS, TABLE, SEED, TICK, STREAM, PARAMETERS, JOB_WORDS = (JOB_HEAD + word for word in (0, 1, 2, 3, 4, 5, 8))
 # The columns of a chunk: addresses of the new and the old values, length, first logical element, unit.
 NEW, OLD, LENGTH, FIRST, UNIT, COLUMNS = range(6)
 
@@ -71,29 +74,48 @@ def pointer(context, address, like):
 
 
 @intrinsic
-def take(context, counter):
+def _fetch_and_add(context, address):
     """Fetches and increments the int64 at an address, atomically."""
 
     def code(context, builder, signature, args):
         word = ir.IntType(64)
-        return builder.atomic_rmw("add", builder.bitcast(args[0], word.as_pointer()), word(1), "monotonic")
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], word.as_pointer()), word(1), "monotonic")
 
-    return types.int64(types.voidptr), code
+    return types.int64(types.int64), code
 
 
 @intrinsic
-def use_widest_vectors(context):
-    """Asks LLVM for 512-bit vectors where the CPU has them: it prefers 256 bits, which costs LEAP a fifth.
-
-    llvmlite does not know the attribute's name, but its set of attributes is a set. Were it not, nothing is asked for.
-    """
+def _call(context, address):
+    """The result of the C function ``int ()`` at an address."""
 
     def code(context, builder, signature, args):
-        with contextlib.suppress(TypeError):
-            set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
+        function = ir.FunctionType(ir.IntType(32), [])
+        return builder.call(builder.inttoptr(args[0], function.as_pointer()), [])
 
-    return types.void(), code
+    return types.int32(types.int64), code
+
+
+@njit(inline="always")
+def own_share(job):
+    """The share that this thread begins with."""
+    own = _call(job[WHO]) if job[WHO] != 0 else 0
+    return own if own < job[THREADS] else 0
+
+
+@njit(inline="always")
+def take(job, own):
+    """Takes a chunk, of the thread's own share or, when that is used up, of another's; −1 when none is left."""
+    share, taken = own, -1
+    for _ in range(job[THREADS]):
+        row = job[SHARES] + share * (8 * SHARE_COLUMNS)
+        next_and_end = carray(pointer(row, np.int64(0)), SHARE_COLUMNS)
+        if next_and_end[NEXT] < next_and_end[END]:
+            chunk = _fetch_and_add(row)
+            if chunk < next_and_end[END]:
+                taken = chunk
+                break
+        share = share + 1 if share + 1 < job[THREADS] else 0
+    return taken
 
 
 @njit(inline="always")
@@ -164,31 +186,31 @@ def _(number, like):
 
 
 @njit(inline="always")
-def _blend(old, new, factor):
+def _blend(old, new, factor, is_near_one):
     """``attach.blend.blend`` of one element, in stored form."""
     was, now = wide(old), wide(new)
     f = type(was)(factor)
     moved = now - was
-    mixed = was + f * moved if abs(f) < type(f)(0.5) else now - moved * (type(f)(1) - f)
-    kept = old if (f == 0 or was == now) else stored(mixed, new)
+    mixed = now - moved * (type(f)(1) - f)
+    if not is_near_one and abs(f) < type(f)(0.5):
+        mixed = was + f * moved
+    kept = old if (was == now or (not is_near_one and f == 0)) else stored(mixed, new)
     return new if f == 1 else kept
 
 
-@njit
-def _blend_normal(new, old, n, x0, k1, loc, scale, minimum):
-    use_widest_vectors()
+@loop
+def _blend_normal(new, old, n, x0, k1, loc, scale, minimum, is_near_one):
     values, before = carray(new, n), carray(old, n)
     x = x0
     for i in range(n):
         w = word(x, k1)
         x = u32(x + u32(0x9E3779B9))
         f = f32(f32(normal(w) * scale) + loc)
-        values[i] = _blend(before[i], values[i], max(f, minimum))
+        values[i] = _blend(before[i], values[i], f if is_near_one else max(f, minimum), is_near_one)
 
 
-@njit
+@loop
 def _blend_bernoulli(new, old, n, x0, k1, threshold):
-    use_widest_vectors()
     values, before = carray(new, n), carray(old, n)
     x = x0
     for i in range(n):
@@ -198,16 +220,37 @@ def _blend_bernoulli(new, old, n, x0, k1, threshold):
         values[i] = now if w < threshold else was
 
 
-@njit
+@loop
 def _blend_uniform(new, old, n, x0, k1, low, span):
-    use_widest_vectors()
     values, before = carray(new, n), carray(old, n)
     x = x0
     for i in range(n):
         w = word(x, k1)
         x = u32(x + u32(0x9E3779B9))
         u = (f64(w) + 0.5) * 2.0**-32
-        values[i] = _blend(before[i], values[i], f32(u * span + low))
+        values[i] = _blend(before[i], values[i], f32(u * span + low), False)
+
+
+def checksum(*files: str) -> int:
+    """63 bits of a hash of some files' contents; where a file cannot be read, of its name.
+
+    numba's cache looks at the file of the kernel alone, but a number that the kernel closes over is part of the cache's
+    key: with this one, an edit of the files that the kernel is built from compiles it again.
+    """
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        path = Path(file)
+        digest.update(path.read_bytes() if path.is_file() else file.encode())
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+# A number as the kernels find it in memory.
+STORED = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}
+
+# What the kernels here are built from, beside this file.
+SOURCES = (reference.__file__, threads.__file__, vectorize.__file__)
 
 
 def compiled(**options):
@@ -232,33 +275,72 @@ def blend_kernel(kind: int, dtype: int) -> int:
     """Address of the kernel that scales updates by factors of one kind, for parameters of one dtype.
 
     Args:
-        kind: ``NORMAL``, ``BERNOULLI`` or ``UNIFORM``.
+        kind: ``NORMAL``, ``NEAR_ONE``, ``BERNOULLI`` or ``UNIFORM``.
         dtype: ``FLOAT32``, ``FLOAT64`` or ``BFLOAT16``.
 
     Returns:
         The address of a C function ``void (job *)``; compiled at the first call, then read from numba's cache.
     """
-    number = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}[dtype]
+    number, source = STORED[dtype], checksum(*SOURCES)
 
     @compiled()
     def kernel(address):
+        built_from = source  # noqa: F841
         job = carray(address, JOB_WORDS, dtype=np.int64)
         table = carray(pointer(job[TABLE], np.int64(0)), (job[CHUNKS], COLUMNS))
         a, b, c = double_of(job[PARAMETERS]), double_of(job[PARAMETERS + 1]), double_of(job[PARAMETERS + 2])
+        own = own_share(job)
         while True:
-            chunk = take(address)
-            if chunk >= job[CHUNKS]:
+            chunk = take(job, own)
+            if chunk < 0:
                 return
             new, old = pointer(table[chunk, NEW], number), pointer(table[chunk, OLD], number)
             n, first = i32(table[chunk, LENGTH]), table[chunk, FIRST]
             k0, k1 = key(job[SEED], job[TICK], job[STREAM], table[chunk, UNIT], first >> 28)
             x0 = u32(u32(u32(first & 0xFFFFFFF) * u32(0x9E3779B9)) + k0)
-            if kind == NORMAL:
-                _blend_normal(new, old, n, x0, k1, f32(a), f32(b), f32(c))
+            if kind in (NORMAL, NEAR_ONE):
+                _blend_normal(new, old, n, x0, k1, f32(a), f32(b), f32(c), kind == NEAR_ONE)
             elif kind == BERNOULLI:
                 _blend_bernoulli(new, old, n, x0, k1, u32(a))
             else:
                 _blend_uniform(new, old, n, x0, k1, a, b)
+
+    address: int = kernel.address
+    return address
+
+
+@loop
+def _copy(new, old, n):
+    values, before = carray(new, n), carray(old, n)
+    for i in range(n):
+        before[i] = values[i]
+
+
+@cache
+def copy_kernel(dtype: int) -> int:
+    """Address of the kernel that copies the new values to the old, with :func:`blend_kernel`'s job.
+
+    So each thread copies what it will blend, and the copies wait in its core's cache.
+
+    Args:
+        dtype: ``FLOAT32``, ``FLOAT64`` or ``BFLOAT16``.
+
+    Returns:
+        As :func:`blend_kernel`.
+    """
+    number, source = STORED[dtype], checksum(*SOURCES)
+
+    @compiled()
+    def kernel(address):
+        built_from = source  # noqa: F841
+        job = carray(address, JOB_WORDS, dtype=np.int64)
+        table = carray(pointer(job[TABLE], np.int64(0)), (job[CHUNKS], COLUMNS))
+        own = own_share(job)
+        while True:
+            chunk = take(job, own)
+            if chunk < 0:
+                return
+            _copy(pointer(table[chunk, NEW], number), pointer(table[chunk, OLD], number), table[chunk, LENGTH])
 
     address: int = kernel.address
     return address

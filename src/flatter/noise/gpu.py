@@ -73,6 +73,8 @@ class Launch:
 
     def __init__(self, pieces: Sequence[Piece], form: KernelForm, stream: int) -> None:
         first = pieces[0]
+        self._olds = [piece.old for piece in pieces]
+        self._news = [piece.new for piece in pieces]
         self._device = first.new.device
         self.clock = Clock(self._device)
         self._tables = Tables(self._device)
@@ -87,6 +89,11 @@ class Launch:
             "ALIGNED": all(is_aligned(p.start, p.new, p.old) for p in pieces),
             "BLOCK": kernels.BLOCK,
         }
+
+    def copy(self) -> None:
+        """Copies the new values to the old; torch does that at the speed of memory."""
+        with torch.no_grad():
+            torch._foreach_copy_(self._olds, self._news)
 
     def run(self, seed: int, tick: int) -> None:
         """Blends, with the factors of a seed and a tick."""

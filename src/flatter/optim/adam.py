@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from flatter.optim.fused import Fused, Perturbations, unhooked
-from flatter.optim.launch import Update
+from flatter.optim.launch import Settings, Update
 
 
 class _Adam(Fused):
@@ -26,17 +26,13 @@ class _Adam(Fused):
         peaks: list[Tensor] = []
         counters: list[Tensor] = []
         self._init_group(group, params, grads, averages, squares, peaks, counters)  # type: ignore[attr-defined]
-        beta1, beta2 = group["betas"]
+        states = (averages, squares, peaks) if group["amsgrad"] else (averages, squares)
+        return Update(params, grads, states, counters, "exp_avg", *self._settings(group))
+
+    def _settings(self, group: dict[str, Any]) -> Settings:
         decay = group["weight_decay"]
-        return Update(
-            params=params,
-            grads=grads,
-            states=(averages, squares, peaks) if group["amsgrad"] else (averages, squares),
-            counters=counters,
-            options=(group["amsgrad"], decay != 0, group.get("decoupled_weight_decay", False), group["maximize"]),
-            numbers=(group["lr"], beta1, beta2, group["eps"], decay),
-            first_state="exp_avg",
-        )
+        options = (group["amsgrad"], decay != 0, group.get("decoupled_weight_decay", False), group["maximize"])
+        return options, (group["lr"], *group["betas"], group["eps"], decay)
 
 
 class Adam(_Adam, torch.optim.Adam):

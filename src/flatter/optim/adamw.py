@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 
 from flatter.optim.adam import _Adam
 from flatter.optim.fused import Perturbations, unhooked
-from flatter.optim.launch import Update
+from flatter.optim.launch import Settings
 
 
 class AdamW(_Adam, torch.optim.AdamW):
@@ -65,7 +65,6 @@ class AdamW(_Adam, torch.optim.AdamW):
         )
         self._attach(perturbation, seed, steps_per_epoch, epochs)
 
-    def _update(self, group: dict[str, Any]) -> Update:
-        update = super()._update(group)
-        amsgrad, decays, _, ascends = update.options
-        return update._replace(options=(amsgrad, decays, True, ascends))  # older torch does not keep it in the group
+    def _settings(self, group: dict[str, Any]) -> Settings:
+        (amsgrad, decays, _, ascends), numbers = super()._settings(group)
+        return (amsgrad, decays, True, ascends), numbers  # older torch does not keep it in the group

@@ -1,7 +1,7 @@
 """CPU kernels of the fused optimizers, compiled by numba when first used: update and noise in one pass.
 
 A kernel is a C function of one pointer to a *job*, like those of ``noise.cpu``, whose helpers it is built from: any
-number of threads may call it with the same job, and each takes the next chunk until none is left. A job refers to two
+number of threads may call it with the same job, and each takes chunks until none is left. A job refers to two
 tables: *rows*, one for each parameter, with the addresses of its tensors, and *chunks*, runs of at most
 ``CHUNK`` elements of one parameter. Only the rows' gradients and the job's numbers change from step to step.
 
@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numba import carray, njit
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import overload
 
-from flatter.noise import cpu, reference
+from flatter.noise import cpu
 from flatter.noise.cpu import (
     BERNOULLI,
     BFLOAT16,
@@ -28,29 +26,32 @@ from flatter.noise.cpu import (
     FLOAT64,
     NORMAL,
     UNIFORM,
+    checksum,
     compiled,
     double_of,
     fma,
     key,
     normal,
+    own_share,
     pointer,
     stored,
     take,
-    use_widest_vectors,
     wide,
     word,
 )
+from flatter.noise.threads import JOB_HEAD
+from flatter.noise.vectorize import loop
 
 u32, i32, f32, f64 = np.uint32, np.int32, np.float32, np.float64
 
-CHUNK = 1 << 14
+CHUNK = 1 << 13
 
 # One more kind of factor: a Normal one that can be neither 0 nor cut, which need not be tested for every element.
 POSITIVE = 3
 
 # The words of a job. The factor's parameters and the optimizer's numbers are float64.
-TAKEN, CHUNKS, CHUNK_TABLE, ROWS, ROW_TABLE, SEED, TICK, STREAM, FACTOR, NUMBERS, JOB_WORDS = (
-    0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 17,
+CHUNKS, CHUNK_TABLE, ROWS, ROW_TABLE, SEED, TICK, STREAM, FACTOR, NUMBERS, JOB_WORDS = (
+    JOB_HEAD + word for word in (0, 1, 2, 3, 4, 5, 6, 7, 10, 16)
 )  # fmt: skip
 # The columns of a chunk: row of its parameter, position of its first element in what is held here, length.
 ROW, OFFSET, LENGTH, CHUNK_COLUMNS = range(4)
@@ -60,39 +61,7 @@ PARAMETER, GRADIENT, STATE, COUNTER, FIRST, UNIT, FRESH, RATE, ROOT, ROW_COLUMNS
 
 _HASH = u32(0x9E3779B9)
 
-
-@cache
-def _imported_source() -> int:
-    """A checksum of the source that the kernels are compiled from and that is not in this file.
-
-    numba's cache looks at the file of the kernel alone; a number that the kernel closes over is part of the cache's
-    key. So an edit of the helpers compiles the kernels again.
-    """
-    return checksum(cpu.__file__, reference.__file__)
-
-
-def checksum(*files: str) -> int:
-    """63 bits of a hash of some files' contents; where a file cannot be read, of its name."""
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=8)
-    for file in files:
-        path = Path(file)
-        digest.update(path.read_bytes() if path.is_file() else file.encode())
-    return int.from_bytes(digest.digest(), "little") >> 1
-
-
-class _Disjoint(CompilerBase):
-    """Compiles a function whose pointers never overlap: the loops over five tensors are vectorised only then."""
-
-    def define_pipelines(self):
-        """Numba's own pipeline, with that said to LLVM."""
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
-
-
-# numba's default error model would test every division.
-_loop = njit(pipeline_class=_Disjoint, forceinline=True, error_model="numpy")
+_source = checksum(*cpu.SOURCES, cpu.__file__)
 
 
 @njit(inline="always")
@@ -119,13 +88,12 @@ def _lerp_weight(weight):
     return (weight if from_start else weight - type(weight)(1)), from_start
 
 
-@_loop
+@loop
 def _sgd(
     param, grad, buffer, n, x0, k1, kind, a, b, c, rate, kept, undamped, ahead, decay,
     remembers, nesterov, decays, ascends,
 ):  # fmt: skip
     params, grads, buffers = carray(param, n), carray(grad, n), carray(buffer, n)
-    use_widest_vectors()
     x = x0
     for i in range(n):
         f = type(rate)(_factor(kind, word(x, k1), a, b, c))
@@ -144,7 +112,7 @@ def _sgd(
         params[i] = was if kind != POSITIVE and f == 0 else moved
 
 
-@_loop
+@loop
 def _adam(
     param, grad, average, square, peak, n, x0, k1, kind, a, b, c, rate, root, rest1, beta2, rest2, eps, decay, shrink,
     amsgrad, decays, decoupled, ascends,
@@ -154,7 +122,6 @@ def _adam(
     )  # fmt: skip
     one = type(rate)(1)
     weight, from_start = _lerp_weight(rest1)
-    use_widest_vectors()
     x = x0
     for i in range(n):
         f = type(rate)(_factor(kind, word(x, k1), a, b, c))
@@ -180,7 +147,7 @@ def _adam(
         params[i] = was if kind != POSITIVE and f == 0 else moved
 
 
-@_loop
+@loop
 def _rmsprop(
     param, grad, square, buffer, average, n, x0, k1, kind, a, b, c, rate, alpha, rest, eps, momentum, decay,
     remembers, centered, decays, ascends,
@@ -189,7 +156,6 @@ def _rmsprop(
         carray(param, n), carray(grad, n), carray(square, n), carray(buffer, n), carray(average, n),
     )  # fmt: skip
     mean_rest, from_start = _lerp_weight(rest)
-    use_widest_vectors()
     x = x0
     for i in range(n):
         f = type(rate)(_factor(kind, word(x, k1), a, b, c))
@@ -245,7 +211,7 @@ def _(row, column, chunk, like):
 
 
 KINDS = {"positive": POSITIVE, "normal": NORMAL, "bernoulli": BERNOULLI, "uniform": UNIFORM}
-_STORED = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}
+
 _WIDE = {FLOAT32: f32, FLOAT64: f64, BFLOAT16: f32}
 
 
@@ -264,15 +230,16 @@ def sgd_kernel(kind: int, dtype: int, remembers: bool, nesterov: bool, decays: b
     Returns:
         The address of a C function ``void (job *)``; compiled at the first call, then read from numba's cache.
     """
-    like, T, source = _STORED[dtype], _WIDE[dtype], _imported_source()
+    like, T, source = cpu.STORED[dtype], _WIDE[dtype], _source
 
     @compiled(error_model="numpy")
     def sgd(address):
         built_from = source  # noqa: F841
         job, numbers, chunks, rows = _open(address, np.int64(0))
+        own = own_share(job)
         while True:
-            taken = take(address)
-            if taken >= job[CHUNKS]:
+            taken = take(job, own)
+            if taken < 0:
                 return
             chunk = chunks[taken]
             row = rows[chunk[ROW]]
@@ -307,15 +274,16 @@ def adam_kernel(kind: int, dtype: int, amsgrad: bool, decays: bool, decoupled: b
     Returns:
         As :func:`sgd_kernel`.
     """
-    like, T, source = _STORED[dtype], _WIDE[dtype], _imported_source()
+    like, T, source = cpu.STORED[dtype], _WIDE[dtype], _source
 
     @compiled(error_model="numpy")
     def adam(address):
         built_from = source  # noqa: F841
         job, numbers, chunks, rows = _open(address, np.int64(0))
+        own = own_share(job)
         while True:
-            taken = take(address)
-            if taken >= job[CHUNKS]:
+            taken = take(job, own)
+            if taken < 0:
                 return
             chunk = chunks[taken]
             row = rows[chunk[ROW]]
@@ -353,15 +321,16 @@ def rmsprop_kernel(kind: int, dtype: int, remembers: bool, centered: bool, decay
     Returns:
         As :func:`sgd_kernel`.
     """
-    like, T, source = _STORED[dtype], _WIDE[dtype], _imported_source()
+    like, T, source = cpu.STORED[dtype], _WIDE[dtype], _source
 
     @compiled(error_model="numpy")
     def rmsprop(address):
         built_from = source  # noqa: F841
         job, numbers, chunks, rows = _open(address, np.int64(0))
+        own = own_share(job)
         while True:
-            taken = take(address)
-            if taken >= job[CHUNKS]:
+            taken = take(job, own)
+            if taken < 0:
                 return
             chunk = chunks[taken]
             row = rows[chunk[ROW]]
@@ -386,7 +355,7 @@ def count_kernel() -> int:
     For Adam it also leaves in each row the rate ``−lr / (1 − beta1**step)`` and the root ``√(1 − beta2**step)``,
     from the job's numbers lr, beta1 and beta2; calculated in float64, as torch does.
     """
-    source = _imported_source()
+    source = _source
 
     @compiled(error_model="numpy")
     def count(address):

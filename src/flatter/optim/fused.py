@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from flatter.attach.factors import Factors, Stream
 from flatter.attach.handle import Handle, perturb
 from flatter.attach.install import HANDLE
 from flatter.attach.noisy_step import NoisyStep
-from flatter.optim.launch import Plan, Update, objection
+from flatter.optim.launch import Footprint, Plan, Settings, Update, local, objection
 from flatter.perturbation import Perturbation
 
 Perturbations = Perturbation | Sequence[Perturbation]
+
+
+def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch's wrapper of a step, which calls its hooks and names it to the profiler, with a short cut past most of it.
+
+    Where only our own hooks listen, the two are called directly: torch's wrapper takes longer than the kernel of a
+    small model.
+    """
+    wrapped = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def hooked(self: Fused, *args: Any, **kwargs: Any) -> Any:
+        handle = self.handle
+        if handle is None or not _listens_alone(self):
+            return wrapped(self, *args, **kwargs)
+        handle.before_step(self, (self, *args), kwargs)
+        result = step(self, *args, **kwargs)
+        handle.after_step(self, (self, *args), kwargs)
+        return result
+
+    hooked.hooked = True  # type: ignore[attr-defined]  # torch wraps a step that does not say so
+    return hooked
+
+
+def _listens_alone(optimizer: Optimizer) -> bool:
+    """Whether the hooks of the attached handle, one before and one after, are all that a step has to tell."""
+    return not (
+        torch.compiler.is_compiling()  # first: when tracing, the rest is not asked
+        or len(optimizer._optimizer_step_pre_hooks) > 1
+        or len(optimizer._optimizer_step_post_hooks) > 1
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or torch.autograd.profiler._is_profiler_enabled
+    )
 
 
 class Fused(Optimizer):
@@ -52,6 +89,7 @@ class Fused(Optimizer):
         """Why the last perturbed step was not fused but torch's own, scaled afterwards; ``None`` if it was fused."""
         return None if self._noisy is None else self._noisy.fallback
 
+    @_hooked
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one optimization step.
@@ -79,6 +117,10 @@ class Fused(Optimizer):
         """The torch parent's step, without its hooks: ours has called them."""
         raise NotImplementedError
 
+    def _settings(self, group: dict[str, Any]) -> Settings:
+        """A group's settings, in the order that the kernel knows."""
+        raise NotImplementedError
+
     def _update(self, group: dict[str, Any]) -> Update:
         """A group's update, its states made as torch makes them."""
         raise NotImplementedError
@@ -102,7 +144,7 @@ class FusedStep(NoisyStep):
     def __init__(self, optimizer: Fused, factors: Factors) -> None:
         super().__init__(optimizer, factors)
         self._fused = optimizer
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
         self._now = (0, 0)
         self.fallback: str | None = None
 
@@ -111,7 +153,7 @@ class FusedStep(NoisyStep):
         super().begin(seed, step, args, kwargs)
         self._now = seed, step
 
-    def _copy(self, *, every: bool) -> None:
+    def _copy(self, step: int, *, every: bool) -> None:
         """Nothing yet: whether a copy is needed is known when the gradients are, and a closure may still make them."""
 
     def update(self) -> bool:
@@ -128,7 +170,7 @@ class FusedStep(NoisyStep):
                     f"which is slower: {reason}",
                     stacklevel=2,
                 )
-            super()._copy(every=False)
+            super()._copy(step, every=False)
         self.fallback = reason
         return reason is None
 
@@ -148,22 +190,32 @@ class FusedStep(NoisyStep):
         own = vars(self._fused)
         if own.get("grad_scale") is not None or own.get("found_inf") is not None:
             return "a GradScaler leaves the gradients' scale to torch's fused step; use fused=None"
-        updates = [self._fused._update(group) for group in groups]
-        for index, update in enumerate(updates):
-            plan = self._plans.get(index)
-            if plan is None or not plan.fits(update):
-                self._plans.pop(index, None)
-                if (reason := objection(update)) is not None:
-                    return reason
-        for index, update in enumerate(updates):
-            if index not in self._plans:
-                fresh = self._start(update)
-                units = self._factors.units(update.params)
-                self._plans[index] = Plan(update, fresh, units, self._fused._kernel, form, stream)
+        settings = [self._fused._settings(group) for group in groups]
+        grads = [self._known_gradients(index, settings[index]) for index in range(len(groups))]
+        unknown = {index: self._fused._update(groups[index]) for index, of in enumerate(grads) if of is None}
+        for update in unknown.values():  # all before any is done: a step is fused as a whole or not at all
+            if (reason := objection(update)) is not None:
+                return reason
+        for index, update in unknown.items():
+            fresh = self._start(update)
+            units = self._factors.units(update.params)
+            plan = Plan(update, fresh, units, self._fused._kernel, form, stream)
+            self._plans[index] = Footprint(self._fused, groups[index], update), plan
+            grads[index] = local(update.grads)
         tick = self._factors.calendar.tick(perturbation, step)
-        for index, update in enumerate(updates):
-            self._plans[index].run(update, seed, tick)
+        for index, (_, numbers) in enumerate(settings):
+            self._plans[index][1].run(grads[index] or [], numbers, seed, tick)
         return None
+
+    def _known_gradients(self, index: int, settings: Settings) -> list[Tensor] | None:
+        """The gradients of a group that is as its plan knows it; a plan that does not fit is thrown away."""
+        if index not in self._plans:
+            return None
+        footprint, _ = self._plans[index]
+        grads = footprint.gradients(self._fused.param_groups[index], settings)
+        if grads is None:
+            del self._plans[index]
+        return grads
 
     def _start(self, update: Update) -> list[bool]:
         """Makes the momenta that do not exist yet, of −0, to which the first gradient is added; says which."""

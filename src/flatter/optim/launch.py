@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatter.attach.shards import local_part
-from flatter.noise import threads
 from flatter.noise.blender import KernelForm
 from flatter.noise.keys import SEGMENT, as_int64
+from flatter.noise.threads import Shares
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
-_form = attrgetter("dtype", "layout")
+_NO_STATE: dict[str, Any] = {}
+_form = attrgetter("dtype", "layout", "shape")
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+# An optimizer's settings: the kernel's compile-time options and its numbers.
+Settings = tuple[tuple[bool, ...], tuple[Any, ...]]
 
 
 class Update(NamedTuple):
@@ -34,18 +39,18 @@ class Update(NamedTuple):
         states: up to three lists of states shaped like the parameters, in the order that the kernel knows. ``None``
             stands for a momentum that does not exist yet; see ``first_state``.
         counters: their step counters, 0-d; empty where the optimizer has none.
+        first_state: name in ``optimizer.state`` of the first list.
         options: the kernel's compile-time options.
         numbers: the kernel's numbers.
-        first_state: name in ``optimizer.state`` of the first list.
     """
 
     params: list[Tensor]
     grads: list[Tensor]
     states: tuple[list[Any], ...]
     counters: list[Tensor]
+    first_state: str
     options: tuple[bool, ...]
     numbers: tuple[Any, ...]
-    first_state: str
 
 
 @cache
@@ -99,6 +104,52 @@ def local(tensors: list[Any]) -> list[Any]:
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
+class Footprint:
+    """What a parameter group was when its plan was made: whether it still is that is asked at every step, so quickly.
+
+    Args:
+        optimizer: the optimizer.
+        group: its group.
+        update: the group's update.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, group: dict[str, Any], update: Update) -> None:
+        self._optimizer = optimizer
+        self._all = list(map(id, group["params"]))
+        self._params = update.params
+        self._types = [type(param.grad) for param in group["params"]]
+        self._is_plain = _PLAIN.issuperset(map(type, [*update.params, *update.grads]))
+        self._states = self._find_states()  # kept, so that no other tensor can come to have the id of one of them
+        self._state_ids = list(map(id, self._states))
+        self._forms = list(map(_form, local(update.grads)))
+        self._memory = _memory(local(update.params), local(self._states))
+        self._options = update.options
+        self._kinds = list(map(type, update.numbers))
+
+    def gradients(self, group: dict[str, Any], settings: Settings) -> list[Tensor] | None:
+        """What this process holds of the gradients, if they are all that has changed; else ``None``."""
+        options, numbers = settings
+        params = group["params"]
+        if options != self._options or list(map(id, params)) != self._all or list(map(type, numbers)) != self._kinds:
+            return None
+        grads = [param.grad for param in params]
+        if list(map(type, grads)) != self._types:
+            return None
+        if len(params) != len(self._params):
+            grads = [grad for grad in grads if grad is not None]
+        states = self._find_states()
+        if list(map(id, states)) != self._state_ids:
+            return None
+        moving = self._params
+        if not self._is_plain:
+            grads, moving, states = local(grads), local(moving), local(states)
+        return grads if list(map(_form, grads)) == self._forms and _memory(moving, states) == self._memory else None
+
+    def _find_states(self) -> list[Tensor]:
+        state = self._optimizer.state
+        return [value for param in self._params for value in state.get(param, _NO_STATE).values()]
+
+
 class Plan:
     """The kernel calls that do the updates of one group, step after step.
 
@@ -117,7 +168,6 @@ class Plan:
         cpu = kernels()
         assert cpu is not None
         self._cpu = cpu
-        self._key = _key(update)
         self._fresh = any(fresh)
         params = local(update.params)
         columns = [params, *(local(states) for states in update.states)]
@@ -134,6 +184,7 @@ class Plan:
         self._rows[:, cpu.FIRST] = starts
         self._rows[:, cpu.UNIT] = np.array(units, dtype=np.uint64).view(np.int64)
         self._rows[:, cpu.FRESH] = fresh
+        self._gradients = self._rows[:, cpu.GRADIENT]
         self._calls: list[_Call] = []
         for dtype in {param.dtype: None for param in params}:
             alike = [(row, param.numel(), starts[row]) for row, param in enumerate(params) if param.dtype == dtype]
@@ -149,31 +200,26 @@ class Plan:
                 torch.float32: cpu.FLOAT32, torch.float64: cpu.FLOAT64, torch.bfloat16: cpu.BFLOAT16
             }[dtype]  # fmt: skip
             address = getattr(cpu, f"{kernel}_kernel")(kind, kind_of_number, *update.options)
-            elements = sum(size for _, size, _ in alike)
-            self._calls.append(_Call(address, job, job.view(np.float64), job.ctypes.data, chunks, elements))
+            shares = Shares(job, chunks[:, cpu.LENGTH].tolist())
+            numbers = job.view(np.float64)[cpu.NUMBERS : cpu.NUMBERS + len(update.numbers)]
+            self._calls.append(_Call(address, job, numbers, chunks, shares))
         self._count = _Kernel(cpu.count_kernel()) if update.counters else None
 
-    def fits(self, update: Update) -> bool:
-        """Whether the plan is one for these parameters and states, wherever their gradients are."""
-        return self._key == _key(update)
-
-    def run(self, update: Update, seed: int, tick: int) -> None:
-        """Does an update, with the factors of (seed, tick)."""
-        cpu, numbers = self._cpu, update.numbers
-        grads = local(update.grads)
+    def run(self, grads: list[Tensor], numbers: tuple[float, ...], seed: int, tick: int) -> None:
+        """Does an update with gradients and settings of this step, and with the factors of (seed, tick)."""
+        cpu = self._cpu
         if not all(map(Tensor.is_contiguous, grads)):
             grads = [grad.contiguous() for grad in grads]
-        self._rows[:, cpu.GRADIENT] = _addresses(grads)
+        self._gradients[:] = _addresses(grads)
         signed_seed = as_int64(seed)
         for call in self._calls:
-            call.job[cpu.TAKEN] = 0
             call.job[cpu.SEED] = signed_seed
             call.job[cpu.TICK] = tick
-            call.numbers[cpu.NUMBERS : cpu.NUMBERS + len(numbers)] = numbers
+            call.numbers[:] = numbers
         if self._count is not None and self._calls:
-            self._count(self._calls[0].address)
+            self._count(self._calls[0].job.ctypes.data)
         for call in self._calls:
-            threads.run(call.kernel, call.address, call.elements)
+            call.shares.run(call.kernel)
         torch.autograd.graph.increment_version(self._written)
         if self._fresh:
             self._rows[:, cpu.FRESH] = 0
@@ -181,42 +227,23 @@ class Plan:
 
 
 class _Call(NamedTuple):
-    """One kernel over the parameters of one dtype: its address, its job (as words, as float64, its address), ..."""
+    """One kernel over the parameters of one dtype: its address, its job, the job's numbers, chunks, whose they are."""
 
     kernel: int
     job: NDArray[np.int64]
     numbers: NDArray[np.float64]
-    address: int
     chunks: NDArray[np.int64]
-    elements: int
+    shares: Shares
 
 
 def _is_positive(form: KernelForm) -> bool:
-    """Whether a Normal factor can be neither 0 nor cut off: its values lie within 6.24 standard deviations."""
-    if form.kind != "normal":
-        return False
-    loc, scale, minimum = form.numbers
-    return loc - 6.24 * scale > max(0.0, minimum)
+    """Whether a Normal factor can be neither 0 nor cut off."""
+    return form.kind == "normal" and form.lowest > max(0.0, form.numbers[2])
 
 
-def _key(update: Update) -> tuple[object, ...]:
-    """Equal for two updates that the same plan does."""
-    params, states = update.params, update.states
-    if not _PLAIN.issuperset(map(type, params)):
-        params, states = local(params), tuple(map(local, states))
-    # Contiguous tensors of equal sizes at equal addresses: their shapes do not matter.
-    return (
-        list(map(id, update.params)),
-        _addresses(params),
-        list(map(Tensor.numel, params)),
-        list(map(Tensor.is_contiguous, params)),
-        list(map(_addresses, states)),
-        _addresses(update.counters),
-        list(map(type, update.grads)),
-        list(map(_form, update.grads)),
-        list(map(type, update.numbers)),
-        update.options,
-    )
+def _memory(params: list[Tensor], states: list[Tensor]) -> tuple[list[int], list[Any], list[Any]]:
+    """Where parameters and states are, and how the parameters lie there: the states lie alike, and stay so."""
+    return _addresses(params + states), list(map(Tensor.size, params)), list(map(Tensor.stride, params))
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:

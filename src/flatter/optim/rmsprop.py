@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from flatter.optim.fused import Fused, Perturbations, unhooked
-from flatter.optim.launch import Update
+from flatter.optim.launch import Settings, Update
 
 
 class RMSprop(Fused, torch.optim.RMSprop):
@@ -70,13 +70,9 @@ class RMSprop(Fused, torch.optim.RMSprop):
         averages: list[Tensor] = []
         counters: list[Tensor] = []
         self._init_group(group, params, grads, squares, momenta, averages, counters)  # type: ignore[no-untyped-call]
-        momentum, centered, decay = group["momentum"], group["centered"], group["weight_decay"]
-        return Update(
-            params=params,
-            grads=grads,
-            states=(squares, momenta, averages),
-            counters=counters,
-            options=(momentum > 0, centered, decay != 0, group["maximize"]),
-            numbers=(group["lr"], group["alpha"], group["eps"], momentum, decay),
-            first_state="square_avg",
-        )
+        return Update(params, grads, (squares, momenta, averages), counters, "square_avg", *self._settings(group))
+
+    def _settings(self, group: dict[str, Any]) -> Settings:
+        momentum, decay = group["momentum"], group["weight_decay"]
+        options = (momentum > 0, group["centered"], decay != 0, group["maximize"])
+        return options, (group["lr"], group["alpha"], group["eps"], momentum, decay)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from flatter.optim.fused import Fused, Perturbations, unhooked
-from flatter.optim.launch import Update
+from flatter.optim.launch import Settings, Update
 
 
 class SGD(Fused, torch.optim.SGD):
@@ -66,13 +66,10 @@ class SGD(Fused, torch.optim.SGD):
         grads: list[Tensor] = []
         momenta: list[Tensor | None] = []
         self._init_group(group, params, grads, momenta)  # type: ignore[no-untyped-call]
+        states = (momenta,) if group["momentum"] != 0 else ()
+        return Update(params, grads, states, [], "momentum_buffer", *self._settings(group))
+
+    def _settings(self, group: dict[str, Any]) -> Settings:
         momentum, decay = group["momentum"], group["weight_decay"]
-        return Update(
-            params=params,
-            grads=grads,
-            states=(momenta,) if momentum != 0 else (),
-            counters=[],
-            options=(momentum != 0, group["nesterov"], decay != 0, group["maximize"]),
-            numbers=(group["lr"], momentum, 1 - group["dampening"], decay),
-            first_state="momentum_buffer",
-        )
+        options = (momentum != 0, group["nesterov"], decay != 0, group["maximize"])
+        return options, (group["lr"], momentum, 1 - group["dampening"], decay)
