@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from flatter.attach.identity import ALL, group_id
 from flatter.attach.shards import Block
-from flatter.noise import dispatch
+from flatter.noise import dispatch, reference
 from flatter.noise.keys import derive_keys
 from flatter.perturbation import Perturbation
 
@@ -49,14 +50,22 @@ class Calendar:
 def rate_factor(perturbation: Perturbation, seed: int, tick: int, stream: int, group: int) -> float:
     """The factor of one group's rate, for scopes ``"all"`` and ``"group"``; a float32 value."""
     unit = ALL if perturbation.scope == "all" else group_id(group)
-    return _rate_factor(perturbation, seed, tick, stream, unit)
+    block, position = divmod(tick, _BLOCK)
+    return _rate_factors(perturbation, seed, block, stream, unit)[position]
 
 
-@lru_cache(maxsize=256)  # an epoch's draw serves all its steps
-def _rate_factor(perturbation: Perturbation, seed: int, tick: int, stream: int, unit: int) -> float:
-    key = _key(seed, tick, stream, unit, 0)
-    words = dispatch.words_run(lambda _: key, 0, 1, torch.device("cpu"))
-    return float(perturbation.distribution.sample(words))
+# One draw takes as long as this many at a time: longer than the plain step of a small model.
+_BLOCK = 64
+
+
+@lru_cache(maxsize=64)
+def _rate_factors(perturbation: Perturbation, seed: int, block: int, stream: int, unit: int) -> list[float]:
+    """The factors of the ticks ``block · _BLOCK …``; float32 values."""
+    ticks = range(block * _BLOCK, (block + 1) * _BLOCK)
+    k0, k1 = torch.from_numpy(derive_keys(seed, ticks, stream, [unit]).astype(np.uint32).view(np.int32).T.copy())
+    words = reference.words(torch.zeros(_BLOCK, dtype=torch.int32), (k0, k1))
+    factors: list[float] = perturbation.distribution.sample(words).tolist()
+    return factors
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ def unit_id(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def derive_keys(seed: int, tick: int, stream: int, units: Sequence[int], segment: int = 0) -> NDArray[np.uint64]:
+def derive_keys(
+    seed: int, tick: int | range, stream: int, units: Sequence[int], segment: int = 0
+) -> NDArray[np.uint64]:
     """The keys (k0, k1) under which the elements of each unit are hashed.
 
     ``(k0, k1, _, _) = Philox4x32-10(counter = (unit_lo, unit_hi, tick_lo, segment | stream << 16 | tick_hi << 24),
@@ -43,7 +45,7 @@ def derive_keys(seed: int, tick: int, stream: int, units: Sequence[int], segment
 
     Args:
         seed: 0 ≤ seed < 2**64.
-        tick: number of the draw (a step, an epoch), 0 ≤ tick < 2**40.
+        tick: number of the draw (a step, an epoch), 0 ≤ tick < 2**40; or, for a single unit, n consecutive ones.
         stream: position of the perturbation in its composition, 0 ≤ stream < 2**8.
         units: identities from :func:`unit_id`, n of them.
         segment: 0 ≤ segment < 2**16.
@@ -55,13 +57,15 @@ def derive_keys(seed: int, tick: int, stream: int, units: Sequence[int], segment
         ValueError: an argument is outside its range.
     """
     limits = {"seed": SEED_LIMIT, "tick": TICK_LIMIT, "stream": STREAM_LIMIT, "segment": SEGMENT_LIMIT}
-    for (name, limit), value in zip(limits.items(), (seed, tick, stream, segment), strict=True):
+    last = tick[-1] if isinstance(tick, range) else tick
+    for (name, limit), value in zip(limits.items(), (seed, last, stream, segment), strict=True):
         if not 0 <= value < limit:
             raise ValueError(f"{name} must be an integer in [0, 2**{limit.bit_length() - 1}), got {value}")
-    ids = np.array(units, dtype=np.uint64)
-    counter = np.empty((4, len(ids)), dtype=np.uint64)
-    counter[0] = ids & np.uint64(0xFFFFFFFF)
-    counter[1] = ids >> np.uint64(32)
-    counter[2] = tick & 0xFFFFFFFF
-    counter[3] = segment | stream << 16 | (tick >> 32) << 24
+    ids, ticks = np.array(units, dtype=np.uint64), np.array(tick, dtype=np.uint64)
+    counter = np.empty((4, max(ids.size, ticks.size)), dtype=np.uint64)
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
+    counter[0] = ids & low
+    counter[1] = ids >> high
+    counter[2] = ticks & low
+    counter[3] = np.uint64(segment | stream << 16) | (ticks >> high) << np.uint64(24)
     return philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))[:2].T

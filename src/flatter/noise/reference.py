@@ -27,7 +27,7 @@ def _xorshift_(x: Tensor, shift: int) -> Tensor:
     return x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))
 
 
-def words(index: Tensor, key: tuple[int, int]) -> Tensor:
+def words(index: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
     """The random words of some elements of one unit.
 
     ``x = index · 9E3779B9 + k0;  x ^= x >> 17;  x *= ED5AD4BB;  x ^= x >> 11;  x = x · AC4C1B51 + k1;``
@@ -35,15 +35,15 @@ def words(index: Tensor, key: tuple[int, int]) -> Tensor:
 
     Args:
         index: int32, any shape: the elements' logical indices modulo 2**28, all of one segment.
-        key: the segment's (k0, k1).
+        key: the segment's (k0, k1), or for a key of its own for each element two int32 tensors of the same shape.
 
     Returns:
         int32, same shape: the bits of the uint32 words.
     """
-    k0, k1 = key
-    x = (index * _signed(0x9E3779B9)).add_(_signed(k0))
+    k0, k1 = (k if isinstance(k, Tensor) else _signed(k) for k in key)
+    x = (index * _signed(0x9E3779B9)).add_(k0)
     _xorshift_(x, 17).mul_(_signed(0xED5AD4BB))
-    _xorshift_(x, 11).mul_(_signed(0xAC4C1B51)).add_(_signed(k1))
+    _xorshift_(x, 11).mul_(_signed(0xAC4C1B51)).add_(k1)
     _xorshift_(x, 15).mul_(_signed(0x31848BAB))
     return _xorshift_(x, 14)
 

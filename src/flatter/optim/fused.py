@@ -90,7 +90,6 @@ class Fused(Optimizer):
         return None if self._noisy is None else self._noisy.fallback
 
     @_hooked
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Takes one optimization step.
 
