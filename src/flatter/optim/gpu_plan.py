@@ -74,7 +74,9 @@ class Plan:
         self._device = self._params[0].device
         # The kernel reads float32 on the device. Torch may have the counters elsewhere; then they are sent each step.
         is_elsewhere = any(c.device != self._device or c.dtype != torch.float32 for c in self._counters)
-        self._sent = torch.empty(len(self._counters), device=self._device) if is_elsewhere else None
+        self._sent = None
+        if is_elsewhere:
+            self._sent = torch.empty(len(self._counters), dtype=torch.float32, device=self._device)
         self._steps = self._counters if self._sent is None else list(self._sent.unbind())
         self._group = Group(self._device, form, stream)
 
@@ -181,7 +183,7 @@ def _check(
     torchs = _torchs(kernel, options, numbers, expected)
     present = {"sgd": options[:1], "adam": (True, True, options[0]), "rmsprop": (True, *options[:2])}[kernel]
     states = tuple([torch.zeros_like(param, dtype=state_dtype)] if has else [] for has in present)
-    counters = [torch.zeros((), device=device)] if kernel == "adam" else []
+    counters = [torch.zeros((), dtype=torch.float32, device=device)] if kernel == "adam" else []
     update = Update([param], [param], states, counters, "", options, numbers)
     plan = Plan(update, [kernel == "sgd" and options[0]], [unit], kernel, form, 0)
     index = torch.arange(size, dtype=torch.int32, device=device)
