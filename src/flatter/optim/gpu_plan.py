@@ -82,7 +82,8 @@ class Plan:
 
     def run(self, grads: list[Tensor], numbers: tuple[Any, ...], seed: int, tick: int) -> None:
         """Does an update with gradients and settings of this step, and with the factors of (seed, tick)."""
-        grads = [grad.contiguous() for grad in grads]
+        if not all(map(Tensor.is_contiguous, grads)):
+            grads = [grad.contiguous() for grad in grads]
         lr = numbers[0]
         if isinstance(lr, Tensor) and lr.device != self._device:
             lr = float(lr)
@@ -90,21 +91,22 @@ class Plan:
         self._group.clock.set(seed, tick)
         self._count()
         if not any(self._fresh):
-            self._launch(range(len(grads)), grads, settings)
+            self._launch(None, grads, settings)
             return
         for first in (True, False):
             rows = [row for row, fresh in enumerate(self._fresh) if fresh == first]
             self._launch(rows, grads, {**settings, "first": first})
         self._fresh = []
 
-    def _launch(self, rows: range | list[int], grads: list[Tensor], settings: dict[str, Any]) -> None:
-        """Updates some of the parameters."""
+    def _launch(self, rows: list[int] | None, grads: list[Tensor], settings: dict[str, Any]) -> None:
+        """Updates the parameters at some positions, or all."""
         columns = [self._params, grads, *self._states]
         if self._kernel == "adam":
             columns.append(self._steps)
         columns += [self._starts, self._units]
-        some = (column if column is None else [column[row] for row in rows] for column in columns)
-        getattr(self._group, self._kernel)(*some, **settings)
+        if rows is not None:
+            columns = [column if column is None else [column[row] for row in rows] for column in columns]
+        getattr(self._group, self._kernel)(*columns, **settings)
 
     def _count(self) -> None:
         """Adds 1 to the step counters, where torch keeps them, and sends them to the device if that is elsewhere."""

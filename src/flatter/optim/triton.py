@@ -53,7 +53,7 @@ class Group:
         self._kind = noise.KINDS["one" if form is None else form.kind]
         self._numbers = numbers_of(form or KernelForm("normal", ()), device)
         self._stream = stream
-        self._seen: tuple[list[int], list[int], list[int]] | None = None
+        self._seen: tuple[list[list[int]], list[int], list[int]] | None = None
         self._launches: list[_Launch] = []
         self._tables: dict[Any, Tables] = {}  # by dtypes and alignment; what has not changed is not sent again
         self.clock = Clock(device)
@@ -214,7 +214,7 @@ class Group:
         **flags: bool,
     ) -> None:
         """Launches a kernel over the columns, prepared again if a tensor is another one than last time."""
-        seen = [t.data_ptr() for column in (*columns, *scalars) for t in column], list(starts), list(units)
+        seen = [list(map(Tensor.data_ptr, column)) for column in (*columns, *scalars)], list(starts), list(units)
         if seen != self._seen:
             self._launches = self._prepare(columns, scalars, starts, units)
             self._seen = seen
