@@ -3,12 +3,13 @@
 Run with `python benchmarks/gpu_step.py` on a machine with a CUDA device and Triton; elsewhere it says so and exits with
 status 2. The 1 B parameter rows need about 40 GB of GPU memory; sizes that do not fit are left out, and named.
 
-Method: all variants of one optimizer share parameters, gradients and states (float32), and are timed in turn, round
-after round; a table row is the median over rounds. Device time is taken between CUDA events around several steps in a
-row, queued behind a pause of the device, so that the host's work is hidden (perhaps not all of the naive way's). Wall
-time is that of the same steps as a training loop would see them, the host's work included. The copy bandwidth is that
-of `copy_` between two 1 GiB tensors, timed in the same rounds. "Bandwidth" divides the bytes that the plain step must
-move by a variant's device time: the noise's own traffic, if any, counts as time lost.
+Method: all variants of one optimizer share parameters, gradients and states (float32; but Adam's step counters are
+where torch keeps them: on the CPU, with `fused=True` on the device), and are timed in turn, round after round; a table
+row is the median over rounds. Device time is taken between CUDA events around several steps in a row, queued behind a
+pause of the device, so that the host's work is hidden (perhaps not all of the naive way's). Wall time is that of the
+same steps as a training loop would see them, the host's work included. The copy bandwidth is that of `copy_` between
+two 1 GiB tensors, timed in the same rounds. "Bandwidth" divides the bytes that the plain step must move by a variant's
+device time: the noise's own traffic, if any, counts as time lost.
 """
 
 from __future__ import annotations
@@ -56,59 +57,41 @@ def make_parameters(width: int, blocks: int, device: torch.device) -> list[torch
     return parameters
 
 
-def make_variants(name: str, parameters: list[torch.Tensor], device: torch.device) -> dict[str, Variant]:
+def make_variants(name: str, parameters: list[torch.Tensor]) -> dict[str, Variant]:
     """Returns the steps to compare, all on the same parameters and states."""
     optimizer_of, options, _ = OPTIMIZERS[name]
     plain = optimizer_of(parameters, fused=True, **options)
     plain.step()  # makes the states
 
-    def sharing(**more: bool) -> torch.optim.Optimizer:
-        other = optimizer_of(parameters, **options, **more)
+    def sharing(cls: type[torch.optim.Optimizer], **more: object) -> torch.optim.Optimizer:
+        other = cls(parameters, **options, **more)
         for parameter in parameters:
-            other.state[parameter] = plain.state[parameter]
+            state = dict(plain.state[parameter])
+            if "step" in state and not more.get("fused"):
+                state["step"] = state["step"].cpu()  # where torch keeps it by default
+            other.state[parameter] = state
         return other
 
     variants: dict[str, Variant] = {
         "torch fused, plain": plain.step,
-        "torch foreach, plain": sharing(foreach=True).step,
+        "torch foreach, plain": sharing(optimizer_of, foreach=True).step,
     }
-    variants["fused, plain"] = fused_step(name, plain, parameters, None, device)
     for method, perturbation in METHODS.items():
-        form = perturbation.distribution.kernel_form
-        variants[f"fused {method}"] = fused_step(name, plain, parameters, form, device)
+        for label, more in {"": {}, ", fused=True": {"fused": True}}.items():
+            ours = sharing(getattr(flatter.optim, optimizer_of.__name__), perturbation=perturbation, seed=SEED, **more)
+            ours.step()
+            if ours.fallback is not None:
+                sys.exit(f"gpu_step: flatter.optim.{optimizer_of.__name__} is not fused here: {ours.fallback}")
+            variants[f"flatter.optim {method}{label}"] = ours.step
     for method, perturbation in METHODS.items():
-        generic = sharing(fused=True)
+        generic = sharing(optimizer_of, fused=True)
         flatter.perturb(generic, perturbation, seed=SEED)
-        variants[f"generic {method}"] = generic.step
+        variants[f"perturb {method}"] = generic.step
     for method, perturbation in METHODS.items():
-        variants[f"naive {method}"] = naive_step(sharing(fused=True), parameters, perturbation.distribution)
+        variants[f"naive {method}"] = naive_step(
+            sharing(optimizer_of, fused=True), parameters, perturbation.distribution
+        )
     return variants
-
-
-def fused_step(name, optimizer, parameters, form, device) -> Variant:
-    """Returns flatter's fused step on an optimizer's tensors."""
-    from flatter.optim.triton import Group
-
-    group = Group(device, form)
-    params = [parameter.detach() for parameter in parameters]
-    grads = [parameter.grad for parameter in parameters]
-    states = [optimizer.state[parameter] for parameter in parameters]
-    starts, units = [0] * len(params), list(range(len(params)))
-    _, options, _ = OPTIMIZERS[name]
-    ticks = iter(range(1, 1 << 40))
-
-    def sgd() -> None:
-        group.clock.set(SEED, next(ticks))
-        group.sgd(params, grads, [state["momentum_buffer"] for state in states], starts, units, **options)
-
-    def adam() -> None:
-        group.clock.set(SEED, next(ticks))
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        averages = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
-        group.adam(params, grads, *averages, None, steps, starts, units, decoupled=name == "AdamW", **options)
-
-    return sgd if name.startswith("SGD") else adam
 
 
 def naive_step(optimizer, parameters, distribution) -> Variant:
@@ -197,7 +180,7 @@ def main() -> int:
         for name in OPTIMIZERS:
             parameters = make_parameters(width, blocks, device)
             assert sum(map(torch.numel, parameters)) == count
-            variants = make_variants(name, parameters, device)
+            variants = make_variants(name, parameters)
             source, target = torch.empty(2, 1 << 28, device=device).unbind()
             variants["copy"] = lambda source=source, target=target: target.copy_(source)
             medians = measure(variants, rounds)

@@ -16,7 +16,8 @@ from flatter.attach.factors import Factors, Stream
 from flatter.attach.handle import Handle, perturb
 from flatter.attach.install import HANDLE
 from flatter.attach.noisy_step import NoisyStep
-from flatter.optim.launch import Footprint, Plan, Settings, Update, local, objection
+from flatter.optim.launch import Footprint, Settings, Update, local
+from flatter.optim.plans import Plan, make_plan, objection
 from flatter.perturbation import Perturbation
 
 Perturbations = Perturbation | Sequence[Perturbation]
@@ -193,12 +194,12 @@ class FusedStep(NoisyStep):
         grads = [self._known_gradients(index, settings[index]) for index in range(len(groups))]
         unknown = {index: self._fused._update(groups[index]) for index, of in enumerate(grads) if of is None}
         for update in unknown.values():  # all before any is done: a step is fused as a whole or not at all
-            if (reason := objection(update)) is not None:
+            if (reason := objection(update, self._fused._kernel, form)) is not None:
                 return reason
         for index, update in unknown.items():
             fresh = self._start(update)
             units = self._factors.units(update.params)
-            plan = Plan(update, fresh, units, self._fused._kernel, form, stream)
+            plan = make_plan(update, fresh, units, self._fused._kernel, form, stream)
             self._plans[index] = Footprint(self._fused, groups[index], update), plan
             grads[index] = local(update.grads)
         tick = self._factors.calendar.tick(perturbation, step)

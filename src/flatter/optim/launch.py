@@ -1,4 +1,4 @@
-"""The tables that a fused kernel works from: prepared once, then only the gradients' addresses change."""
+"""What a fused update is, and the CPU's tables for it: prepared once, then only the gradients' addresses change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flatter.noise.keys import SEGMENT, as_int64
 from flatter.noise.threads import Shares
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _NO_STATE: dict[str, Any] = {}
 _form = attrgetter("dtype", "layout", "shape")
 _Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -64,25 +64,15 @@ def kernels() -> ModuleType | None:
 
 
 def objection(update: Update) -> str | None:
-    """Why the kernels cannot do an update, in words, or ``None`` if they can."""
+    """Why the kernels for the CPU cannot do an update of plain tensors, in words, or ``None`` if they can."""
     if kernels() is None:
         return "numba is not installed (pip install 'flatter[fast]')"
     if any(isinstance(number, Tensor) for number in update.numbers):
         return "the learning rate or another setting is a tensor"
-    params, grads = local(update.params), local(update.grads)
-    for whole, param, grad in zip(update.params, params, grads, strict=True):
-        if grad.layout != torch.strided:
-            return "a gradient is sparse"
-        if type(param) not in _PLAIN or type(grad) not in _PLAIN:
-            return f"a parameter or its gradient is a {type(param).__name__}, not a plain tensor"
-        if param.device.type != "cpu" or grad.device.type != "cpu":
-            return f"a parameter lives on {param.device}; there are kernels for the CPU only"
-        if param.dtype not in _DTYPES or grad.dtype != param.dtype:
-            return f"a parameter is {param.dtype} with a gradient of {grad.dtype}; there are kernels for {_DTYPES}"
-        if not param.is_contiguous():
-            return "a parameter is not contiguous"
-        if param.shape != grad.shape or local_part(whole)[1].start is None:
-            return "a parameter is sharded along a dimension that is not its first"
+    params = local(update.params)
+    for param in params:
+        if param.dtype not in _DTYPES:
+            return f"a parameter is {param.dtype}; the kernels for the CPU know {_DTYPES}"
     for states in filter(None, update.states):
         for param, state in zip(params, local(states), strict=True):
             if state is not None and not _is_like(state, param):
@@ -99,7 +89,7 @@ def _is_like(state: Tensor, param: Tensor) -> bool:
 
 def local(tensors: list[Any]) -> list[Any]:
     """What this process holds of some tensors; the list itself where that is all of them."""
-    if _PLAIN.issuperset(map(type, tensors)):
+    if PLAIN.issuperset(map(type, tensors)):
         return tensors
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
@@ -118,7 +108,7 @@ class Footprint:
         self._all = list(map(id, group["params"]))
         self._params = update.params
         self._types = [type(param.grad) for param in group["params"]]
-        self._is_plain = _PLAIN.issuperset(map(type, [*update.params, *update.grads]))
+        self._is_plain = PLAIN.issuperset(map(type, [*update.params, *update.grads]))
         self._states = self._find_states()  # kept, so that no other tensor can come to have the id of one of them
         self._state_ids = list(map(id, self._states))
         self._forms = list(map(_form, local(update.grads)))

@@ -53,8 +53,9 @@ class Group:
         self._kind = noise.KINDS["one" if form is None else form.kind]
         self._numbers = numbers_of(form or KernelForm("normal", ()), device)
         self._stream = stream
-        self._seen: tuple[list[int], list[int], list[int]] | None = None
+        self._seen: tuple[list[list[int]], list[int], list[int]] | None = None
         self._launches: list[_Launch] = []
+        self._tables: dict[Any, Tables] = {}  # by dtypes and alignment; what has not changed is not sent again
         self.clock = Clock(device)
 
     def sgd(
@@ -213,7 +214,7 @@ class Group:
         **flags: bool,
     ) -> None:
         """Launches a kernel over the columns, prepared again if a tensor is another one than last time."""
-        seen = [t.data_ptr() for column in (*columns, *scalars) for t in column], list(starts), list(units)
+        seen = [list(map(Tensor.data_ptr, column)) for column in (*columns, *scalars)], list(starts), list(units)
         if seen != self._seen:
             self._launches = self._prepare(columns, scalars, starts, units)
             self._seen = seen
@@ -235,7 +236,8 @@ class Group:
                     **noise.EXACT,
                 )
         # The kernels write behind autograd's back.
-        torch.autograd.graph.increment_version(columns[0])
+        params, _, *states = columns
+        torch.autograd.graph.increment_version([tensor for column in (params, *states) for tensor in column])
 
     def _prepare(
         self,
@@ -256,7 +258,7 @@ class Group:
         for (dtype, grad, *states, aligned), some in alike.items():
             if len(set(states)) > 1:
                 raise ValueError(f"all states of a parameter must have one dtype, got {states}")
-            tables = Tables(self._device)
+            tables = self._tables.setdefault((dtype, grad, *states, aligned), Tables(self._device))
             tables.update(
                 [[column[i] for i in some] for column in (*columns, *scalars)],
                 [starts[i] for i in some],
