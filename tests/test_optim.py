@@ -224,6 +224,87 @@ def test_hooks_on_all_optimizers_fire_in_torchs_order():
     assert optimizer.handle.step == 2
 
 
+def test_a_compiled_step_is_fused():
+    params, others = parameters(), parameters()
+    optimizer = make(optim, "Adam", params, {}, perturbation=LEAP)
+    plain = make(optim, "Adam", others, {}, perturbation=LEAP)
+    compiled = torch.compile(optimizer.step, backend="eager")
+    for step in range(3):
+        for mine, theirs in zip(params, others, strict=True):
+            mine.grad = torch.cos(torch.arange(float(mine.numel())) + step).view(mine.shape)
+            theirs.grad = mine.grad.clone()
+        compiled()
+        plain.step()
+    assert optimizer.fallback is None
+    assert optimizer.handle.step == 3
+    assert all(map(torch.equal, params, others))
+
+
+@pytest.mark.parametrize("state", [{"momentum_buffer": None}, {"note": 3}], ids=str)
+def test_a_state_that_is_no_tensor_is_left_alone(state):
+    param, other = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+    ours = optim.SGD([param], lr=0.1, perturbation=LEAP, seed=0)
+    theirs = torch.optim.SGD([other], lr=0.1)
+    flatter.perturb(theirs, LEAP, seed=0)
+    ours.state[param] = dict(state)
+    for _ in range(2):
+        param.grad, other.grad = torch.ones(4), torch.ones(4)
+        ours.step()
+        theirs.step()
+    assert ours.fallback is None
+    assert dict(ours.state[param]) == state
+    torch.testing.assert_close(param, other)
+
+
+def test_parameters_that_share_memory_are_not_fused():
+    memory = torch.zeros(10)
+    params = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[4:])]
+    optimizer = optim.SGD(params, lr=0.1, perturbation=LEAP, seed=0)
+    for param in params:
+        param.grad = torch.ones(6)
+    with pytest.warns(UserWarning, match="share memory"):
+        optimizer.step()
+    assert "share memory" in optimizer.fallback
+
+
+def test_a_gradient_with_its_sign_still_to_change():
+    found = []
+    for grad in (torch.full((5,), -2.0), torch._neg_view(torch.full((5,), 2.0))):
+        param = torch.nn.Parameter(torch.ones(5))
+        optimizer = optim.SGD([param], lr=0.1, perturbation=LEAP, seed=0)
+        param.grad = grad
+        optimizer.step()
+        assert optimizer.fallback is None
+        found.append(param)
+    assert torch.equal(*found)
+
+
+def test_an_interrupted_first_step_can_be_made_again(monkeypatch):
+    found = []
+    for interrupt in (False, True):
+        param = torch.nn.Parameter(torch.ones(5))
+        optimizer = optim.SGD([param], lr=0.1, momentum=0.9, dampening=0.5, perturbation=LEAP, seed=0)
+        param.grad = torch.ones(5)
+        if interrupt:
+            with monkeypatch.context() as patch:
+                patch.setattr("flatter.optim.fused.make_plan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                with pytest.raises(KeyboardInterrupt):
+                    optimizer.step()
+            assert "momentum_buffer" not in optimizer.state[param]
+        optimizer.step()
+        found.append(param)
+    assert torch.equal(*found)
+
+
+def test_the_warning_of_a_fallback_is_at_the_users_line():
+    param = torch.nn.Parameter(torch.ones(5))
+    optimizer = optim.SGD([param], lr=0.1, perturbation=LEAP, seed=0, foreach=True)
+    param.grad = torch.ones(5)
+    with pytest.warns(UserWarning, match="foreach=True") as caught:
+        optimizer.step()
+    assert caught[0].filename == __file__
+
+
 def test_the_profiler_sees_the_step_by_its_name():
     params = parameters()
     optimizer = make(optim, "SGD", params, {}, perturbation=LEAP)

@@ -185,7 +185,7 @@ def main() -> None:
         explain = getattr(error, "format_message", None)
         if explain is None:
             raise
-        _print_error(f"{explain()} `flatter --help` and `flatter compare --help` say what there is")
+        _print_error(f"{explain().rstrip('.')}. `flatter --help` and `flatter COMMAND --help` say what there is")
         status = BAD_INPUT
     sys.exit(status)
 

@@ -161,3 +161,37 @@ def test_shared_columns_fall_back_visibly_with_the_same_noise(two_processes: Pro
             assert torch.equal(ours, theirs.chunk(2, dim=1)[rank])
         # The update is the same; the fallback rounds it before it is scaled.
         torch.testing.assert_close(whole, weight.detach(), rtol=1e-6, atol=1e-7)
+
+
+def partial_gradients() -> tuple[Tensor, Tensor, str | None]:
+    """A replicated parameter whose gradient is a summand on each rank, as torch's own backward pass leaves it."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (2,))
+    x = distribute_tensor(torch.arange(16.0).reshape(4, 4), mesh, [Shard(0)])
+    found, reason = [], None
+    for fused in (True, False):
+        param = nn.Parameter(distribute_tensor(torch.zeros(3, 4), mesh, [Replicate()]))
+        named, settings = [("p", param)], {"lr": 1.0}
+        if fused:
+            optimizer = optim.SGD(named, **settings, perturbation=PERTURBATIONS["leap"], seed=5)
+        else:
+            optimizer = torch.optim.SGD(named, **settings)
+            flatter.perturb(optimizer, PERTURBATIONS["leap"], seed=5)
+        (x @ param.t()).sum().backward()
+        assert param.grad.placements != param.placements
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            optimizer.step()
+        found.append(param.to_local().detach())
+        reason = getattr(optimizer, "fallback", reason)
+    return found[0], found[1], reason
+
+
+def test_a_gradient_that_is_a_summand_is_left_to_torch(two_processes: Processes) -> None:
+    ranks = two_processes.run(partial_gradients)
+    for fused, generic, reason in ranks:
+        assert torch.equal(fused, generic)
+        assert "spread" in str(reason)
+    assert torch.equal(ranks[0][0], ranks[1][0])

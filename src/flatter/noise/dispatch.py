@@ -1,4 +1,4 @@
-"""Chooses who computes the words. Today the reference serves every device; kernels will be chosen here."""
+"""The words of whole runs of elements, by the reference. Where kernels can blend or update, they draw their own."""
 
 from __future__ import annotations
 

@@ -104,7 +104,11 @@ class Fused(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not noisy.update():
+        # Kernels cannot be traced: under torch.compile they run outside the graph, as the hooks do.
+        update = noisy.update
+        if torch.compiler.is_compiling():
+            update = torch.compiler.disable(update)  # type: ignore[no-untyped-call]
+        if not update():
             self._torch_step()
         return loss
 
@@ -168,7 +172,7 @@ class FusedStep(NoisyStep):
                 warnings.warn(
                     f"flatter.optim.{type(self._fused).__name__} runs torch's own step and scales it afterwards, "
                     f"which is slower: {reason}",
-                    stacklevel=2,
+                    stacklevel=5,  # past step, its hooks and its guard: where the user calls it
                 )
             super()._copy(step, every=False)
         self.fallback = reason
@@ -197,9 +201,12 @@ class FusedStep(NoisyStep):
             if (reason := objection(update, self._fused._kernel, form)) is not None:
                 return reason
         for index, update in unknown.items():
-            fresh = self._start(update)
+            fresh = _start(update)
             units = self._factors.units(update.params)
-            plan = make_plan(update, fresh, units, self._fused._kernel, form, stream)
+            plan = make_plan(update, fresh, units, self._fused._kernel, form, stream)  # may compile, for seconds
+            for param, state, is_new in zip(update.params, update.states[0] if any(fresh) else [], fresh, strict=False):
+                if is_new:  # only now: an interrupted first step must find no momentum when it is made again
+                    self._fused.state[param][update.first_state] = state
             self._plans[index] = Footprint(self._fused, groups[index], update), plan
             grads[index] = local(update.grads)
         tick = self._factors.calendar.tick(perturbation, step)
@@ -217,12 +224,12 @@ class FusedStep(NoisyStep):
             del self._plans[index]
         return grads
 
-    def _start(self, update: Update) -> list[bool]:
-        """Makes the momenta that do not exist yet, of −0, to which the first gradient is added; says which."""
-        first = update.states[0] if update.states else []
-        fresh = [state is None for state in first] or [False] * len(update.params)
-        for position, param in enumerate(update.params):
-            if fresh[position]:
-                first[position] = torch.zeros_like(param, memory_format=torch.preserve_format).neg_()
-                self._fused.state[param][update.first_state] = first[position]
-        return fresh
+
+def _start(update: Update) -> list[bool]:
+    """Puts momenta of −0, to which the first gradient is added, where none exist yet; says for which parameters."""
+    first = update.states[0] if update.states else []
+    fresh = [state is None for state in first] or [False] * len(update.params)
+    for position, param in enumerate(update.params):
+        if fresh[position]:
+            first[position] = torch.zeros_like(param, memory_format=torch.preserve_format).neg_()
+    return fresh

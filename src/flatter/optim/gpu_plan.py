@@ -13,7 +13,7 @@ from flatter.noise import gpu, reference
 from flatter.noise.blender import KernelForm
 from flatter.noise.keys import derive_keys
 from flatter.optim.fused import unhooked
-from flatter.optim.launch import Update, local
+from flatter.optim.launch import Update, local, readable
 from flatter.optim.triton import SUPPORTED, Group
 
 # Lists of states that a kernel's step takes, some of which may be missing.
@@ -82,8 +82,7 @@ class Plan:
 
     def run(self, grads: list[Tensor], numbers: tuple[Any, ...], seed: int, tick: int) -> None:
         """Does an update with gradients and settings of this step, and with the factors of (seed, tick)."""
-        if not all(map(Tensor.is_contiguous, grads)):
-            grads = [grad.contiguous() for grad in grads]
+        grads = readable(grads)
         lr = numbers[0]
         if isinstance(lr, Tensor) and lr.device != self._device:
             lr = float(lr)

@@ -94,6 +94,18 @@ def local(tensors: list[Any]) -> list[Any]:
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
+def layout(tensor: Any) -> tuple[object, object]:
+    """How a DTensor is spread over processes; of any other tensor nothing."""
+    return getattr(tensor, "device_mesh", None), getattr(tensor, "placements", None)
+
+
+def readable(grads: list[Tensor]) -> list[Tensor]:
+    """The gradients as kernels can read them: element after element, with no change of sign still to be made."""
+    if all(map(Tensor.is_contiguous, grads)) and not any(map(Tensor.is_neg, grads)):
+        return grads
+    return [grad.resolve_neg().contiguous() for grad in grads]
+
+
 class Footprint:
     """What a parameter group was when its plan was made: whether it still is that is asked at every step, so quickly.
 
@@ -107,12 +119,14 @@ class Footprint:
         self._optimizer = optimizer
         self._all = list(map(id, group["params"]))
         self._params = update.params
+        self._used = [tensor for column in update.states for tensor in column] + update.counters
         self._types = [type(param.grad) for param in group["params"]]
         self._is_plain = PLAIN.issuperset(map(type, [*update.params, *update.grads]))
-        self._states = self._find_states()  # kept, so that no other tensor can come to have the id of one of them
+        self._states = self._find_states()  # kept, so that nothing else can come to have the id of one of them
         self._state_ids = list(map(id, self._states))
         self._forms = list(map(_form, local(update.grads)))
-        self._memory = _memory(local(update.params), local(self._states))
+        self._layouts = list(map(layout, update.grads))
+        self._memory = _memory(local(update.params), local(self._used))
         self._options = update.options
         self._kinds = list(map(type, update.numbers))
 
@@ -127,15 +141,18 @@ class Footprint:
             return None
         if len(params) != len(self._params):
             grads = [grad for grad in grads if grad is not None]
-        states = self._find_states()
-        if list(map(id, states)) != self._state_ids:
+        if list(map(id, self._find_states())) != self._state_ids:
             return None
-        moving = self._params
+        moving, used = self._params, self._used
         if not self._is_plain:
-            grads, moving, states = local(grads), local(moving), local(states)
-        return grads if list(map(_form, grads)) == self._forms and _memory(moving, states) == self._memory else None
+            if list(map(layout, grads)) != self._layouts:
+                return None
+            grads, moving, used = local(grads), local(moving), local(used)
+            if not PLAIN.issuperset(map(type, grads)):
+                return None
+        return grads if list(map(_form, grads)) == self._forms and _memory(moving, used) == self._memory else None
 
-    def _find_states(self) -> list[Tensor]:
+    def _find_states(self) -> list[Any]:
         state = self._optimizer.state
         return [value for param in self._params for value in state.get(param, _NO_STATE).values()]
 
@@ -198,8 +215,7 @@ class Plan:
     def run(self, grads: list[Tensor], numbers: tuple[float, ...], seed: int, tick: int) -> None:
         """Does an update with gradients and settings of this step, and with the factors of (seed, tick)."""
         cpu = self._cpu
-        if not all(map(Tensor.is_contiguous, grads)):
-            grads = [grad.contiguous() for grad in grads]
+        grads = readable(grads)
         self._gradients[:] = _addresses(grads)
         signed_seed = as_int64(seed)
         for call in self._calls:

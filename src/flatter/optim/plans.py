@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from flatter.attach.shards import local_part
 from flatter.noise.blender import BACKENDS, KernelForm
 from flatter.optim import launch
-from flatter.optim.launch import PLAIN, Update, local
+from flatter.optim.launch import PLAIN, Update, layout, local
 
 
 class Plan(Protocol):
@@ -48,6 +49,9 @@ def objection(update: Update, kernel: str, form: KernelForm) -> str | None:
         form: distribution of the factor.
     """
     params, grads = local(update.params), local(update.grads)
+    for whole, grad in zip(update.params, update.grads, strict=True):
+        if layout(whole) != layout(grad):
+            return "a gradient is not spread over the processes as its parameter is"
     for whole, param, grad in zip(update.params, params, grads, strict=True):
         if grad.layout != torch.strided:
             return "a gradient is sparse"
@@ -59,6 +63,8 @@ def objection(update: Update, kernel: str, form: KernelForm) -> str | None:
             return "a parameter is not contiguous"
         if param.shape != grad.shape or local_part(whole)[1].start is None:
             return "a parameter is sharded along a dimension that is not its first"
+    if _overlap(params):
+        return "two parameters share memory"
     devices = {tensor.device for tensor in (*params, *grads)}
     if len(devices) > 1:
         return f"the tensors of one parameter group live on several devices: {', '.join(sorted(map(str, devices)))}"
@@ -94,3 +100,9 @@ def make_plan(update: Update, fresh: list[bool], units: list[int], kernel: str, 
     assert gpu is not None
     plan: Plan = gpu.Plan(update, fresh, units, kernel, form, stream)
     return plan
+
+
+def _overlap(params: list[Tensor]) -> bool:
+    """Whether parameters lie in the same memory: threads would update it at the same time."""
+    places = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in params if p.numel())
+    return any(end > start for (_, end), (start, _) in pairwise(places))

@@ -1,0 +1,5 @@
+"""``python -m flatter``: the command line."""
+
+from flatter.cli import main
+
+main()
