@@ -13,6 +13,7 @@ from flatter.perturbation import Perturbation, Window
 from flatter.version import __version__
 
 if TYPE_CHECKING:
+    from flatter import flatness
     from flatter.study.arms import Arm, Peak
     from flatter.study.comparison import Comparison
     from flatter.study.trial import Trial
@@ -36,6 +37,7 @@ __all__ = [
     "__version__",
     "alrao",
     "compare",
+    "flatness",
     "leap",
     "lr_dropout",
     "lr_scheduler",
@@ -53,6 +55,7 @@ _LAZY = {
     "Peak": "flatter.study.arms",
     "Trial": "flatter.study.trial",
     "compare": "flatter.workflow",
+    "flatness": "flatter.flatness",
 }
 
 
@@ -67,4 +70,4 @@ def __getattr__(name: str) -> Any:
         raise ImportError(
             f"flatter.{name} needs the package {error.name!r}, which is not installed: pip install 'flatter[compare]'"
         ) from error
-    return getattr(module, name)
+    return module if _LAZY[name] == f"flatter.{name}" else getattr(module, name)
