@@ -131,7 +131,7 @@ class Objective:
         """A vector of shape ``(size,)`` as views by parameter name, in the parameters' shapes."""
         if vector.shape != (self.size,):
             raise FlatnessError(
-                f"the vector of the parameters that require a gradient has shape ({self.size},), not {tuple(vector.shape)}"
+                f"the vector of all parameters that require a gradient has shape ({self.size},), not {(*vector.shape,)}"
             )
         parts = torch.split(vector, [math.prod(shape) for shape in self.shapes.values()])
         return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
