@@ -88,8 +88,8 @@ def leap_escape_time(
 
     t is continuous time, in which one update takes η: the number of updates is t/η.
 
-    It is the escape time of SGD (Xie et al., 2021) with σ² in the place of 1/batch size, so for σ → 0 it diverges, though
-    plain SGD does escape. It says what happens if the noise ``η σ A ζ``, ``A² = diag(H)``, is the *only* noise.
+    It is the escape time of SGD (Xie et al., 2021) with σ² in the place of 1/batch size, so for σ → 0 it diverges,
+    though plain SGD does escape. It says what happens if the noise ``η σ A ζ``, ``A² = diag(H)``, is the *only* noise.
 
     Args:
         barrier: ΔL = L(b) − L(a), ≥ 0.

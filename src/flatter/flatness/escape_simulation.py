@@ -1,4 +1,4 @@
-"""Many runs of SGD on a double well at once, with minibatches and with flatter's own noise: when does each escape?"""
+"""Many runs of SGD on a double well at once, with minibatches and with flatter's own noise: when each of them escapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from flatter.attach import perturb
 from flatter.flatness.waiting_times import Array, WaitingTimes
 from flatter.flatness.wells import DoubleWell
-from flatter.perturbation import Perturbation
+from flatter.perturbation import Perturbation, Scope
 
 _SAMPLES = 1000
 """Samples of the dataset: normal quantiles, so that a minibatch's noise is close to normal at every batch size."""
@@ -50,10 +50,15 @@ def simulate_escape(
     Raises:
         ValueError: an argument is outside its range, or the perturbation has bounds or needs to know the epochs.
     """
-    escaped_at = torch.full((replicas,), -1, dtype=torch.int64)
+    _check(lr, batch_size=batch_size, replicas=replicas, updates=updates)
     begin = well.minima[0] if start is None else start
     beyond = well.joints[1]
-    positions = _run(well, lr, batch_size, perturbation, replicas, updates, seed, torch.full((replicas,), begin))
+    if not -math.inf < begin < beyond:
+        raise ValueError(f"start must be finite and left of the right joint at {beyond:.4g}, got {begin!r}")
+    escaped_at = torch.full((replicas,), -1, dtype=torch.int64)
+    positions = _run(
+        well, lr, batch_size, perturbation, updates, seed, torch.full((replicas,), begin, dtype=torch.float64)
+    )
     for update, x in enumerate(positions, start=1):
         escaped_at[(x >= beyond) & (escaped_at < 0)] = update
         if update % 256 == 0 and bool((escaped_at >= 0).all()):
@@ -96,11 +101,12 @@ def simulate_occupancy(
     Args, Raises:
         as of :func:`simulate_escape`; at least two replicas.
     """
+    _check(lr, batch_size=batch_size, replicas=replicas, updates=updates)
     if replicas < 2:
         raise ValueError(f"simulate_occupancy needs at least two replicas for an interval, got {replicas!r}")
-    begin = torch.tensor(well.minima).repeat(replicas)[:replicas]
+    begin = torch.tensor(well.minima, dtype=torch.float64).repeat(replicas)[:replicas]
     counted = torch.zeros(replicas, dtype=torch.int64)
-    for update, x in enumerate(_run(well, lr, batch_size, perturbation, replicas, updates, seed, begin)):
+    for update, x in enumerate(_run(well, lr, batch_size, perturbation, updates, seed, begin)):
         if update >= updates // 2:
             counted += x > 0
     shares = counted.numpy() / (updates - updates // 2)
@@ -109,8 +115,8 @@ def simulate_occupancy(
     return Occupancy(shares, mean, mean - half, mean + half)
 
 
-def per_replica(perturbation: Perturbation, scope: str) -> Perturbation:
-    """The perturbation with draws of its own for each replica, where the replicas are the first dimension of one tensor.
+def per_replica(perturbation: Perturbation, scope: Scope) -> Perturbation:
+    """The perturbation with draws of its own for each replica; the replicas are the first dimension of one tensor.
 
     Args:
         perturbation: any that has no bounds on the rate and does not need to know the epochs.
@@ -126,7 +132,7 @@ def per_replica(perturbation: Perturbation, scope: str) -> Perturbation:
             "a simulation has no epochs: give a perturbation that is drawn at every step, such as "
             "Perturbation(distribution, scope, cadence='step')"
         )
-    return replace(perturbation, scope=scope)  # type: ignore[arg-type]
+    return replace(perturbation, scope=scope)
 
 
 def _run(
@@ -134,20 +140,12 @@ def _run(
     lr: float,
     batch_size: int | None,
     perturbation: Perturbation | None,
-    replicas: int,
     updates: int,
     seed: int,
     start: Tensor,
 ) -> Iterator[Tensor]:
     """Yields the positions of all replicas after every update: always the same tensor."""
-    for name, value in (("replicas", replicas), ("updates", updates), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value!r}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be finite and above 0, got {lr!r}")
-    x = torch.nn.Parameter(start.to(torch.float64, copy=True))
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(f"start must be finite, got {start[0].item()!r}")
+    x = torch.nn.Parameter(start)
     optimizer = torch.optim.SGD([x], lr=lr)
     if perturbation is not None:
         perturb(optimizer, per_replica(perturbation, "element"), seed=seed)
@@ -157,14 +155,23 @@ def _run(
         position = x.detach()
         gradient = well.gradient(position)
         if batch_size is not None:
-            batch = torch.randint(_SAMPLES, (batch_size, replicas), generator=generator)
+            batch = torch.randint(_SAMPLES, (batch_size, len(x)), generator=generator)
             gradient += well.sample_noise(position) * slopes[batch].mean(0)
         x.grad = gradient
         optimizer.step()
         yield position
 
 
+def _check(lr: float, **counts: int | None) -> None:
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be finite and above 0, got {lr!r}")
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
 def _samples() -> Tensor:
     """The z of the samples: quantiles of a normal distribution, with mean 0 and variance 1."""
     z = torch.special.ndtri((torch.arange(_SAMPLES, dtype=torch.float64) + 0.5) / _SAMPLES)
-    return z / z.std(correction=0)
+    standard: Tensor = z / z.std(correction=0)
+    return standard

@@ -1,4 +1,4 @@
-"""Waiting times, some of them cut off by the end of the run: the mean, whether they are exponential, and a fitted law."""
+"""Waiting times, some cut off by the end of the run: their mean, whether they are exponential, and a fitted law."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from flatter.flatness.escape import EscapeTime, noise_amplification, sgd_escape_
 
 @dataclass(frozen=True)
 class DoubleWell:
-    """A loss of one weight x: a parabola at each of two minima, and an upside-down one between them, at the saddle x = 0.
+    """A loss of one weight x: a parabola at each of two minima, and an upside-down one between them, at the saddle 0.
 
     The pieces meet with equal value and slope, so the curvature is constant on each and known. The loss of sample i is
     ``L(x) + z_i S(x)``, where the z have mean 0 and variance 1 over the samples: their mean is L, and the gradient of a
@@ -28,7 +28,7 @@ class DoubleWell:
         curvatures: H > 0 at the left and the right minimum.
         saddle_curvature: H < 0 at the saddle.
         noise: ``"hessian"``: the variance of a sample's gradient is ``noise_scale · |H(x)|``, as the theorem assumes
-            (and as for a Gaussian likelihood); ``"constant"``: it is ``noise_scale`` everywhere. Default: ``"hessian"``.
+            (and as for a Gaussian likelihood); ``"constant"``: it is ``noise_scale``. Default: ``"hessian"``.
         noise_scale: > 0; default 1.
 
     Raises:
@@ -56,20 +56,18 @@ class DoubleWell:
     def slopes(self) -> tuple[float, float]:
         """The steepest slope on either side, where the parabolas meet: ``sqrt(2 ΔL / (1/H_a + 1/|H_b|))``."""
         h = abs(self.saddle_curvature)
-        left, right = (
-            math.sqrt(2 * b / (1 / c + 1 / h)) for b, c in zip(self.barriers, self.curvatures, strict=True)
-        )
+        left, right = (math.sqrt(2 * b / (1 / c + 1 / h)) for b, c in zip(self.barriers, self.curvatures, strict=True))
         return left, right
 
     @property
     def joints(self) -> tuple[float, float]:
-        """x where the parabolas meet, left (negative) and right."""
+        """Where the parabolas meet: x on the left (negative) and on the right."""
         left, right = (slope / abs(self.saddle_curvature) for slope in self.slopes)
         return -left, right
 
     @property
     def minima(self) -> tuple[float, float]:
-        """x of the two minima."""
+        """Where the two minima are."""
         (left, right), (a, b) = self.joints, self.slopes
         return left - a / self.curvatures[0], right + b / self.curvatures[1]
 
@@ -154,7 +152,8 @@ def exact_escape(well: DoubleWell, lr: float, batch_size: int, factor: Distribut
         factor: distribution of the rate's factor; default: none (the factor is 1).
 
     Raises:
-        ValueError: the grid would need more than 2000 points in one parabola: the noise of one update is too small beside the well.
+        ValueError: the grid would need more than 2000 points in one parabola: the noise of one update is too small
+            beside the well.
     """
     factor = Constant(1.0) if factor is None else factor
     edges = _edges(well, lr, batch_size, factor)
@@ -184,7 +183,7 @@ def exact_escape(well: DoubleWell, lr: float, batch_size: int, factor: Distribut
 
 
 def _edges(well: DoubleWell, lr: float, batch_size: int, factor: Distribution) -> Tensor:
-    """Edges of the grid's bins: in each parabola equally wide, a quarter of the standard deviation of an update at most.
+    """Edges of the grid's bins: in each parabola equally wide, at most a quarter of an update's standard deviation.
 
     From 8 standard deviations left of the left minimum to as many right of the right one. The joints and the saddle
     are edges: a bin that a joint cuts would have two noises.
