@@ -1,4 +1,4 @@
-"""Many runs of SGD on a double well at once, with minibatches and with flatter's own noise: when each of them escapes."""
+"""Many runs of SGD on a double well at once, with minibatches and with flatter's own noise: when they escape."""
 
 from __future__ import annotations
 
