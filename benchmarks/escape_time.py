@@ -203,7 +203,7 @@ def draw(path, results, theorem):
     axes[1].set_xscale("log")
     axes[2].set_title("one barrier: exponential waiting times", fontsize="medium")
     axes[0].set_title("all arms on lines of slope 1", fontsize="medium")
-    axes[1].set_title("the theorem's exponent predicts none of them", fontsize="medium")
+    axes[1].set_title("the theorem fits its own noise alone", fontsize="medium")
     for panel in axes:
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small", frameon=False)

@@ -15,7 +15,7 @@ import sys
 import torch
 
 import flatter
-from flatter.flatness.optimization_paths import OPTIMIZERS, optimization_paths, paired_p_value, share_table
+from flatter.flatness.test_function_paths import OPTIMIZERS, optimization_paths, paired_p_value, share_table
 from flatter.flatness.test_functions import TEST_FUNCTIONS
 from flatter.stats import holm
 
@@ -76,13 +76,13 @@ def draw(path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from flatter.flatness.plots_paths import plot_paths
+    from flatter.flatness.plots_test_functions import plot_optimization_paths
 
     figure, axes = pyplot.subplots(len(TEST_FUNCTIONS), len(ARMS), figsize=(11, 11), layout="constrained")
     for row, function in enumerate(TEST_FUNCTIONS):
         entries = optimization_paths(function, ARMS, lr=SAME_RATE, runs=1, seed=6)
         for column, arm in enumerate(ARMS):
-            plot_paths(axes[row, column], [entry for entry in entries if entry.arm == arm])
+            plot_optimization_paths(axes[row, column], [entry for entry in entries if entry.arm == arm])
             axes[row, column].tick_params(labelsize="small")
             if row == 0:
                 axes[row, column].set_title(arm)

@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from flatter.flatness.optimization_paths import OPTIMIZERS, optimization_paths
+from flatter.flatness.test_function_paths import OPTIMIZERS, optimization_paths
 from flatter.flatness.plots_escape import plot_escape_law, plot_survival
-from flatter.flatness.plots_paths import plot_paths
+from flatter.flatness.plots_test_functions import plot_optimization_paths
 from flatter.flatness.test_functions import BEALE_LIKE, TWO_WELLS
 from flatter.flatness.waiting_times import FittedLaw, WaitingTimes
 
@@ -45,7 +45,7 @@ def test_survival(axes):
 
 def test_paths(axes):
     entries = optimization_paths(TWO_WELLS, {"plain": None}, lr=0.01, steps=5, runs=3)
-    plot_paths(axes, entries, run=2, points=20)
+    plot_optimization_paths(axes, entries, run=2, points=20)
     lines = axes.lines[::2][: len(OPTIMIZERS)]
     for line, entry in zip(lines, entries, strict=True):
         np.testing.assert_array_equal(line.get_xydata(), entry.paths[:, 2].numpy())
@@ -60,4 +60,4 @@ def test_paths_of_different_functions_or_none_are_refused(axes):
     ]
     for wrong in (entries, []):
         with pytest.raises(ValueError, match="one and the same"):
-            plot_paths(axes, wrong)
+            plot_optimization_paths(axes, wrong)

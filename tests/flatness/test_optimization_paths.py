@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import flatter
-from flatter.flatness.optimization_paths import (
+from flatter.flatness.test_function_paths import (
     OPTIMIZERS,
     OptimizationPaths,
     optimization_paths,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from flatter.flatness.optimization_paths import OptimizationPaths
+from flatter.flatness.test_function_paths import OptimizationPaths
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COLORS = ("#D55E00", "#009E73", "#0072B2", "#CC79A7")
 
 
-def plot_paths(axes: Axes, paths: Sequence[OptimizationPaths], run: int = 0, points: int = 200) -> None:
+def plot_optimization_paths(axes: Axes, paths: Sequence[OptimizationPaths], run: int = 0, points: int = 200) -> None:
     """One run of each of some paths over the contours of their test function, a colour per optimizer.
 
     The start is a circle, each end a square, the global minimum a star. What leaves the region is cut off.
@@ -31,7 +31,7 @@ def plot_paths(axes: Axes, paths: Sequence[OptimizationPaths], run: int = 0, poi
         ValueError: no paths, or of different functions.
     """
     if not paths or any(entry.function is not paths[0].function for entry in paths):
-        raise ValueError("plot_paths needs paths over one and the same test function, at least one")
+        raise ValueError("plot_optimization_paths needs paths over one and the same test function, at least one")
     function = paths[0].function
     x, y = (torch.linspace(low, high, points, dtype=torch.float64) for low, high in function.region)
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
