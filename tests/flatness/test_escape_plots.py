@@ -10,9 +10,9 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from flatter.flatness.test_function_paths import OPTIMIZERS, optimization_paths
 from flatter.flatness.plots_escape import plot_escape_law, plot_survival
 from flatter.flatness.plots_test_functions import plot_optimization_paths
+from flatter.flatness.test_function_paths import OPTIMIZERS, optimization_paths
 from flatter.flatness.test_functions import BEALE_LIKE, TWO_WELLS
 from flatter.flatness.waiting_times import FittedLaw, WaitingTimes
 

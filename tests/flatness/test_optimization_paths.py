@@ -90,6 +90,18 @@ def test_arms_are_paired_and_sigma_0_is_plain():
     assert not torch.equal(plain.paths[1], noise.paths[1])
 
 
+def test_annealing_keeps_the_rate_for_half_of_the_steps_and_then_falls_linearly():
+    chosen = {"optimizers": {"SGD": OPTIMIZERS["SGD"]}, "lr": 1e-3, "steps": 8, "runs": 4}
+    constant, annealed = (
+        optimization_paths(SINE_RASTRIGIN, {"plain": None}, anneal=anneal, **chosen)[0].paths
+        for anneal in (False, True)
+    )
+    torch.testing.assert_close(constant[:6], annealed[:6], rtol=0, atol=0)  # steps 0 to 4: the whole rate
+    for step, share in ((5, 0.75), (6, 0.5), (7, 0.25)):
+        moved = annealed[step + 1] - annealed[step]
+        torch.testing.assert_close(moved, -1e-3 * share * SINE_RASTRIGIN.gradient(annealed[step]))
+
+
 def test_a_coarse_scope_draws_once_per_run_and_a_fine_one_per_coordinate():
     def factors(scope):
         perturbation = flatter.Perturbation(flatter.Uniform(0.0, 8.0), scope)

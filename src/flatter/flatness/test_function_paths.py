@@ -10,6 +10,7 @@ import torch
 from scipy import stats as scipy_stats
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
+from torch.optim.lr_scheduler import LambdaLR
 
 from flatter.attach import perturb
 from flatter.flatness.escape_simulation import per_replica
@@ -55,7 +56,7 @@ class OptimizationPaths:
         function: the test function.
         optimizer: the optimizer's name.
         arm: what was done to its rate.
-        lr: the constant rate.
+        lr: the rate; where it was annealed, the rate of the first half.
         paths: shape (steps + 1, runs, 2), float64: the starts and the points after every step; NaN or infinite where
             a run diverged.
     """
@@ -89,12 +90,13 @@ def optimization_paths(
     *,
     optimizers: Mapping[str, OptimizerFactory] = OPTIMIZERS,
     lr: float,
+    anneal: bool = False,
     steps: int = 500,
     runs: int = 100,
     seed: int = 0,
     starts: Tensor | None = None,
 ) -> list[OptimizationPaths]:
-    """Run every optimizer with every arm from the same starts, at a constant rate, on the function's exact gradient.
+    """Run every optimizer with every arm from the same starts, on the function's exact gradient.
 
     All runs of an arm are one parameter, in float64, so that they take as long as one. The optimizers treat its
     elements apart, and each run has its own noise: a perturbation with scope ``"element"`` (or ``"channel"``) draws for
@@ -106,6 +108,8 @@ def optimization_paths(
         optimizers: by name, what makes the optimizer from parameters and a rate; it must treat elements apart. Default:
             :data:`OPTIMIZERS`.
         lr: the rate, > 0.
+        anneal: whether the rate falls linearly to 0 in the second half of the steps, for all arms alike: at a constant
+            rate a noisy path never settles, and where it stops is partly chance. Default: a constant rate.
         steps: number of steps, ≥ 1; default 500.
         runs: number of starts, ≥ 1, drawn from the function's region. Default: 100.
         seed: of the starts and of the noise.
@@ -128,7 +132,9 @@ def optimization_paths(
     if starts.ndim != 2 or starts.shape[1] != 2 or len(starts) == 0 or not bool(torch.isfinite(starts).all()):
         raise ValueError(f"starts must be finite points of shape (runs, 2), got shape {tuple(starts.shape)}")
     return [
-        OptimizationPaths(function, name, arm, lr, _paths(function, make, perturbation, lr, steps, seed, starts))
+        OptimizationPaths(
+            function, name, arm, lr, _paths(function, make, perturbation, lr, anneal, steps, seed, starts)
+        )
         for name, make in optimizers.items()
         for arm, perturbation in arms.items()
     ]
@@ -178,6 +184,7 @@ def _paths(
     make: OptimizerFactory,
     perturbation: Perturbation | None,
     lr: float,
+    anneal: bool,
     steps: int,
     seed: int,
     starts: Tensor,
@@ -187,10 +194,12 @@ def _paths(
     if perturbation is not None:
         per_element = perturbation.scope in ("channel", "element")
         perturb(optimizer, per_replica(perturbation, "element" if per_element else "channel"), seed=seed)
+    scheduler = LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)) if anneal else 1.0)
     paths = torch.empty(steps + 1, *starts.shape, dtype=torch.float64)
     paths[0] = starts
     for step in range(steps):
         points.grad = function.gradient(points)
         optimizer.step()
+        scheduler.step()
         paths[step + 1] = points.detach()
     return paths
