@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 
 from flatter.flatness.batches import Batch, Batches, BatchLoss, pair_loss
 from flatter.flatness.errors import FlatnessError
@@ -118,6 +119,7 @@ class Objective:
         self._originals = list(originals.values())
         self._moved = False  # whether the stand-ins hold other weights than the model's own
         self._own_loss: float | None = None
+        self._twice = False  # whether the gradient was found to have a derivative
         self._kept: list[torch.Tensor | None] | None = None  # the gradient of a single batch, with its graph
 
     def vector(self) -> torch.Tensor:
@@ -165,6 +167,8 @@ class Objective:
         Raises:
             FlatnessError: also where a kernel or a custom function has no second derivative.
         """
+        if vectors.ndim not in (1, 2):
+            raise FlatnessError(f"vectors must have shape (size,) or (n, size); got shape {tuple(vectors.shape)}")
         stacked = vectors.detach().to(self.device, self.dtype).reshape(-1, vectors.shape[-1])
         if self._kept is not None and weights is None and not self._moved:
             products = self._zeros(len(stacked))
@@ -174,6 +178,9 @@ class Objective:
 
             def derive(number: int, value: torch.Tensor) -> Iterator[list[torch.Tensor | None]]:
                 gradient = self._gradient(number, value, create_graph=True)
+                if not self._twice:
+                    _check_twice(number, gradient)
+                    self._twice = True
                 keep = self._batches.single and weights is None
                 if keep:
                     self._kept = gradient
@@ -198,6 +205,8 @@ class Objective:
         for number, batch in self._batches:
             count = self._count(number, batch)
             value = self._value(number, batch)
+            if self.samples is None:
+                self._check_source(number, value)
             total += self._finite(number, value, own=weights is None) * count
             samples += count
             # The number of all samples is known from the second pass on: then no division is left to do.
@@ -306,6 +315,16 @@ class Objective:
                 ) from error
             yield list(product)
 
+    def _check_source(self, number: int, value: torch.Tensor) -> None:
+        """Refuse a loss that holds the model's own parameters: it gets around the stand-ins, and part of it is lost."""
+        own = {id(original) for original in self._originals}
+        for node in _nodes([value]):
+            if id(getattr(node, "variable", None)) in own:
+                raise FlatnessError(
+                    f"the loss of batch {number} uses parameters that were taken from the model before: take them from "
+                    "the model within the loss, as in BatchLoss(lambda model, batch: ... model.parameters() ...)"
+                )
+
     def _zeros(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, self.size, dtype=self.dtype, device=self.device)
 
@@ -337,6 +356,32 @@ class Objective:
                 f"the loss at the same weights was {self._own_loss:g} at the first pass and is {loss:g} at a later "
                 "one: the data or the model are random in a way that cannot be replayed; give the same batches every "
                 "time, such as list(loader)"
+            )
+
+
+def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
+    """All nodes of the tensors' graphs, each once."""
+    stack = [tensor.grad_fn for tensor in tensors if tensor is not None]
+    seen: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [following for following, _ in node.next_functions]
+
+
+def _check_twice(number: int, gradient: list[torch.Tensor | None]) -> None:
+    """Refuse a custom function that is ``once_differentiable``: torch raises only if nothing else is differentiated.
+
+    Its error hangs on a leaf of its own, which a derivative by the parameters never reaches: the part of the Hessian
+    that goes through the function would silently be 0.
+    """
+    for node in _nodes(gradient):
+        if node.name() == "torch::autograd::Error":
+            raise FlatnessError(
+                f"batch {number}: the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
+                "that is marked once_differentiable"
             )
 
 
