@@ -162,9 +162,8 @@ class Graph:
         self.x, self.graphs, self.moved = x, graphs, False
 
     def to(self, device):
-        copy = Graph(self.x.to(device), self.graphs)
-        copy.moved = True
-        return copy
+        self.x, self.moved = self.x.to(device), True  # in place, as theirs
+        return self
 
 
 def test_batches_of_any_kind():
@@ -179,9 +178,11 @@ def test_batches_of_any_kind():
         assert batch.moved
         return model(batch.x).mean()
 
-    with measuring(model, BatchLoss(on_graph, count=lambda b: b.graphs), [Graph(x, 3), Graph(-x, 1)]) as objective:
+    graphs = [Graph(x, 3), Graph(-x, 1)]
+    with measuring(model, BatchLoss(on_graph, count=lambda b: b.graphs), graphs) as objective:
         assert objective.loss() == pytest.approx((model(x).mean() / 2).item(), rel=1e-12)
         assert objective.samples == 4
+    assert not graphs[0].moved
 
 
 def test_inputs_may_be_nested():

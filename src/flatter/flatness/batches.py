@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,8 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batc
         return type(batch)(moved(item, device, dtype) for item in batch)
     if isinstance(batch, dict):
         return {key: moved(item, device, dtype) for key, item in batch.items()}
-    return batch.to(device) if callable(getattr(batch, "to", None)) else batch
+    # Some of these move themselves: the user's stays where it is.
+    return copy.copy(batch).to(device) if callable(getattr(batch, "to", None)) else batch
 
 
 def first_dimension(batch: Batch) -> int:

@@ -169,7 +169,9 @@ def trace(
 
     Args:
         tol: stop when the standard error is at most ``tol`` times the estimate. Default: 0.02. With 0, all probes are
-            used, and the error bar owes nothing to when it stopped.
+            used. Stopping makes the error bar a little short, since spreads that came out small stop first: measured on
+            an MLP, it held the truth in 0.93 of the trials where it stopped after 30 probes on average, and in 0.94 to
+            0.95 with a fixed number.
         max_probes: make at most so many Hessian-vector products. Default: 200.
         seed: of the probes, which come from a generator of their own.
         progress: called after each block of products as ``progress(products so far, max_probes)``.
