@@ -66,6 +66,19 @@ def test_products_are_the_hessian():
     torch.testing.assert_close(flatness.hvp(model, CE, (x, y), eye[7]).double(), exact_hessian()[7], rtol=0, atol=1e-6)
 
 
+def test_products_between_visits_to_other_weights():
+    model, x, y = classifier()
+    with flatness.measuring(model, CE, (x, y)) as objective:
+        vector = torch.ones(objective.size)
+        product = objective.hvp(vector)
+        assert not torch.allclose(objective.hvp(vector, objective.vector() * 2), product)
+        objective.loss(objective.vector() * 3)
+        torch.testing.assert_close(objective.hvp(vector), product)
+        objective.loss(objective.vector() * 3)
+        objective.loss()
+        torch.testing.assert_close(objective.hvp(vector), product)
+
+
 def test_gradient_norm():
     model, x, y = classifier()
     CE(model(x), y).backward()
