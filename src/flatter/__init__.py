@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flatter import flatness
     from flatter.study.arms import Arm, Peak
     from flatter.study.comparison import Comparison
+    from flatter.study.flatness import FlatnessSettings
     from flatter.study.trial import Trial
     from flatter.workflow import compare
 
@@ -25,6 +26,7 @@ __all__ = [
     "Comparison",
     "Constant",
     "Distribution",
+    "FlatnessSettings",
     "Handle",
     "LogUniform",
     "Mixture",
@@ -52,6 +54,7 @@ __all__ = [
 _LAZY = {
     "Arm": "flatter.study.arms",
     "Comparison": "flatter.study.comparison",
+    "FlatnessSettings": "flatter.study.flatness",
     "Peak": "flatter.study.arms",
     "Trial": "flatter.study.trial",
     "compare": "flatter.workflow",
