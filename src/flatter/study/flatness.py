@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from flatter.flatness.curvature import gradient_norm, top_eigenvalues, trace
-from flatter.flatness.objective import Loss, Objective, measuring
+from flatter.flatness.objective import Loss
+from flatter.flatness.weight_paths import random_weight_paths
 from flatter.study.records import FlatnessRecord
 
 # Told what is measured, how far it is and how far it can go.
@@ -151,37 +151,20 @@ def _perturbation(
     model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, seed: int, told: Told
 ) -> Measured:
     """The mean increase of the loss at every radius, over random directions and both ways along each."""
-    generator = torch.Generator().manual_seed(seed)
-    increases: dict[float, list[float]] = {radius: [] for radius in settings.radii}
-    with measuring(model, loss, data, max_batches=settings.max_batches) as objective:
-        weights = objective.vector()
-        own = objective.loss()
-        yield "loss", own, True
-        for number in range(settings.directions):
-            told("weight perturbation", number, settings.directions)
-            direction = _filter_normalised(objective, weights, generator)
-            for radius in settings.radii:
-                there = [objective.loss(weights + sign * radius * direction) for sign in (1, -1)]
-                increases[radius].append(sum(there) / 2 - own)
-    for radius, of_directions in increases.items():
-        yield increase_key(radius), math.fsum(of_directions) / len(of_directions), True
-
-
-def _filter_normalised(objective: Objective, weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random direction in which each filter (row of outputs) is as long as the weights' own; biases stay.
-
-    Rescaling a layer and the next one by the inverse leaves the model's function, so it must leave this measure.
-    """
-    # Drawn on the CPU: the same for every device.
-    direction = torch.randn(len(weights), generator=generator, dtype=weights.dtype).to(weights.device)
-    own = objective.split(weights)
-    for name, part in objective.split(direction).items():
-        if part.ndim < 2:
-            part.zero_()
-            continue
-        rows, lengths = part.flatten(1), own[name].flatten(1).norm(dim=1, keepdim=True)
-        rows *= lengths / rows.norm(dim=1, keepdim=True)
-    return direction
+    curve = random_weight_paths(
+        model,
+        loss,
+        data,
+        normalize="filter",
+        directions=settings.directions,
+        distances=[sign * radius for radius in settings.radii for sign in (1, -1)],
+        seed=seed,
+        max_batches=settings.max_batches,
+        progress=lambda done, of: told("weight perturbation", done, of),
+    ).curve()
+    yield "loss", curve.center, True
+    for index, radius in enumerate(settings.radii):
+        yield increase_key(radius), (curve.mean[2 * index] + curve.mean[2 * index + 1]) / 2 - curve.center, True
 
 
 def eigenvalue_key(number: int) -> str:
