@@ -273,7 +273,7 @@ def test_products_of_models_with_fused_kernels(make, mode):
     torch.manual_seed(0)
     model = make()
     data = (torch.randn(6, 5, 8), torch.randn(6, 1))
-    before = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+    before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
     with flatness.measuring(model, nn.MSELoss(), data, mode=mode, dtype=torch.float64) as objective:
         weights = objective.vector()
         vector = torch.randn(objective.size, dtype=torch.float64)
@@ -282,11 +282,11 @@ def test_products_of_models_with_fused_kernels(make, mode):
         difference = objective.gradient(weights + step * vector)[1] - objective.gradient(weights - step * vector)[1]
         torch.testing.assert_close(product, difference / (2 * step), rtol=1e-5, atol=1e-7)
         assert product.norm() > 1e-3
-    assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == before
+    assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()) == before
 
 
 def test_a_frozen_encoder_under_a_trained_head():
-    """Nothing of the encoder requires a gradient, so torch would take its fused inference path."""
+    """Nothing of the encoder requires a gradient, so torch takes its fused inference path: it may."""
     torch.manual_seed(0)
     model = Encoder()
     model.encoder.requires_grad_(False)

@@ -17,16 +17,11 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
     * Scaled dot-product attention: the flash and memory-efficient kernels have none (on the CPU too); the "math" one
       has. It holds the attention matrix, so long sequences need more memory than in training.
-    * The fused inference path of ``nn.MultiheadAttention`` and ``nn.TransformerEncoder`` is off, so that a loss has the
-      same bits whether or not it will be differentiated.
     * cuDNN's recurrent layers: cuDNN is off where the model has an RNN, LSTM or GRU on a GPU.
     * What ``torch.compile`` compiled runs uncompiled: its backward pass cannot be differentiated.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        fast_path = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
-        torch.backends.mha.set_fastpath_enabled(False)
         if any(isinstance(m, nn.RNNBase) and any(p.is_cuda for p in m.parameters()) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:  # not imported, nothing can be compiled; and importing it takes seconds
