@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flatter.report.rows import NOTHING, decimals_of, judged, mean_and_sd, number, rows
+from flatter.report.rows import NOTHING, decimals_of, mean_and_sd, number, p_value, rows
 from flatter.stats import Judgement
 from flatter.study.comparison import Comparison
-from flatter.study.flatness_summary import ArmFlatness, FlatnessSummary
+from flatter.study.flatness_summary import ArmFlatness, FlatnessSummary, Measure
 
 # A lower curvature is flatter; whether that is better, only the metric tells.
 WORDS = {"helps": "lower", "hurts": "higher", "inconclusive": "inconclusive", "failed": "missing"}
@@ -59,7 +58,7 @@ def against_vanilla(comparison: Comparison, flatness: FlatnessSummary) -> list[F
     """Every arm's measures, and their paired differences from vanilla's."""
     losses = [loss for loss in flatness.loss.values() if math.isfinite(loss) and loss > 0]
     places = 4 if not losses else max(0, 2 - math.floor(math.log10(min(losses))))
-    cells = [[_cell(of, of.vs_vanilla, _places(m.arms)) for of in m.arms] for m in flatness.measures]
+    cells = [[_cell(of, of.vs_vanilla, scale_of(m)) for of in m.arms] for m in flatness.measures]
     return [
         FlatnessRow(
             name=row.name,
@@ -79,8 +78,8 @@ def against_controls(comparison: Comparison, flatness: FlatnessSummary) -> list[
     for index, row in enumerate(rows(comparison)):
         if comparison.arms[index].vs_control is None:
             continue
-        of_arm = [(m.arms[index], _places(m.arms)) for m in flatness.measures]
-        cells = tuple(_cell(of, of.vs_control, places, with_value=False) for of, places in of_arm)
+        of_arm = [(m.arms[index], scale_of(m)) for m in flatness.measures]
+        cells = tuple(_cell(of, of.vs_control, scale, with_value=False) for of, scale in of_arm)
         interval = f" ({row.control.interval})" if row.control.interval else ""
         metric = row.control.difference + interval
         found.append(FlatnessRow(row.name, row.kind, metric, row.control.verdict or "", "", cells))
@@ -92,19 +91,35 @@ def verdict_on(judgement: Judgement | None) -> str:
     return "" if judgement is None else WORDS[judgement.verdict]
 
 
-def _places(arms: Sequence[ArmFlatness]) -> int:
-    return decimals_of(of.sd for of in arms)
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How a measure's numbers are written: times a power of ten, with so many decimals."""
+
+    power: int
+    places: int
 
 
-def _cell(of: ArmFlatness, judgement: Judgement | None, places: int, with_value: bool = True) -> Cell:
-    text = judged(judgement, places)
+def scale_of(measure: Measure) -> Scale:
+    """The measure's scale: numbers with more than three decimals are written in thousandths."""
+    places = decimals_of(of.sd for of in measure.arms)
+    return Scale(3, places - 3) if places > 3 else Scale(0, places)
+
+
+def _cell(of: ArmFlatness, judgement: Judgement | None, scale: Scale, with_value: bool = True) -> Cell:
+    factor, places = 10.0**scale.power, scale.places
     verdict = verdict_on(judgement)
+    difference, interval, p = "", "", ""
+    if judgement is not None and verdict != "missing":
+        difference = number(judgement.mean * factor, places, signed=True)
+        bounds = [number(bound * factor, places, signed=True) for bound in (judgement.low, judgement.high)]
+        interval = "" if NOTHING in bounds else " to ".join(bounds)
+        corrected = p_value(judgement.p_corrected)
+        p = f"p {corrected if corrected.startswith('<') else f'= {corrected}'}"
     missing = f"missing on {of.missing} of {len(of.values)} seeds" if of.missing else ""
-    p = f"p {text.p if text.p.startswith('<') else f'= {text.p}'}" if text.p != NOTHING else ""
     return Cell(
-        value=mean_and_sd(of.mean, of.sd, places) if with_value else "",
-        difference="" if text.difference == NOTHING else text.difference,
-        interval=text.interval,
+        value=mean_and_sd(of.mean * factor, of.sd * factor, places) if with_value else "",
+        difference=difference,
+        interval=interval,
         verdict=verdict,
         note=missing or (p if verdict in ("lower", "higher") else ""),
     )

@@ -10,7 +10,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from flatter.report.flatness_figures import against_metric_and_rate, arm_beside_arm, strip_height
-from flatter.report.flatness_rows import against_controls, against_vanilla
+from flatter.report.flatness_rows import against_controls, against_vanilla, scale_of
 from flatter.report.flatness_sentences import coefficient, correlation_lines, flatness_headline, method_lines
 from flatter.report.rows import difference_unit, metric_label
 from flatter.report.style import arm_styles
@@ -43,6 +43,7 @@ def flatness_section(
             ("minus vanilla", against_vanilla(comparison, flatness)),
             ("minus its control", against_controls(comparison, flatness)),
         ],
+        headers=[(m.label.replace(" at ", "\nat ").split("\n"), scale_of(m).power) for m in flatness.measures],
         metric=metric_label(comparison),
         difference_unit=difference_unit(comparison),
         legend={arm.name: styles[arm.name] for arm in comparison.arms},

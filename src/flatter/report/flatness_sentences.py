@@ -7,6 +7,8 @@ learning rate? (Rank correlations. They describe these arms; "not shown" is neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flatter.report.flatness_rows import verdict_on
 from flatter.report.rows import NOTHING, listing, number
 from flatter.stats import Correlation
@@ -15,6 +17,7 @@ from flatter.study.flatness_summary import FlatnessSummary, Measure
 
 # With fewer points a partial rank correlation has no interval.
 FEWEST_ARMS = 5
+INCREASE = "loss increase at radius "
 
 
 def flatness_headline(comparison: Comparison, flatness: FlatnessSummary) -> str:
@@ -30,13 +33,22 @@ def flatness_headline(comparison: Comparison, flatness: FlatnessSummary) -> str:
     with_metric = [m for m in measures if m.with_metric.shown]
     text = (
         f"Over the {arms} arms, {with_rate or 'none'} of the {len(measures)} measures of flatness "
-        f"{'goes' if with_rate == 1 else 'go'} along with the mean learning rate, and {len(with_metric) or 'none'} "
-        f"with {comparison.metric}"
+        f"{'were' if with_rate > 1 else 'was'} shown to go along with the mean learning rate, and "
+        f"{len(with_metric) or 'none'} with {comparison.metric}"
     )
-    if not with_metric or not with_rate:
+    if not with_metric:
+        return f"{text}."
+    better = sum((m.with_metric.value > 0) == (comparison.better == "lower") for m in with_metric)
+    if better == len(with_metric):
+        text += ", the flatter arms having the better one"
+    elif better == 0:
+        text += ", the flatter arms having the worse one"
+    else:
+        text += f": the flatter arms have the better one by {better} of these, the worse by {len(with_metric) - better}"
+    if not with_rate:
         return f"{text}."
     beyond = sum(m.beyond_rate.shown for m in with_metric)
-    return f"{text}; with the rate held fixed, {beyond or 'none'} of the latter still {'does' if beyond < 2 else 'do'}."
+    return f"{text}; with the rate held fixed, {beyond or 'none'} of the latter still {'do' if beyond > 1 else 'does'}."
 
 
 def correlation_lines(comparison: Comparison, flatness: FlatnessSummary) -> list[tuple[str, str]]:
@@ -98,44 +110,51 @@ def _method(comparison: Comparison, flatness: FlatnessSummary, arm: ArmSummary, 
 
 
 def _listed(by_verdict: dict[str, list[str]]) -> str:
-    rest = {"inconclusive": "not shown to differ in", "missing": "not tested, for missing values, in"}
-    clauses = [f"{word} in {listing(by_verdict[word])}" for word in ("lower", "higher") if word in by_verdict]
-    for word, clause in rest.items():
-        if word in by_verdict:
-            only = len(by_verdict) == 1 and len(by_verdict[word]) > 1
-            clauses.append(f"{clause} {'any measure' if only else listing(by_verdict[word])}")
+    clauses = [f"{word} in {_names(by_verdict[word])}" for word in ("lower", "higher") if word in by_verdict]
+    same = by_verdict.get("inconclusive", [])
+    if same:
+        clauses.append(f"not shown to differ in {_names(same) if clauses else 'any measure'}")
+    if "missing" in by_verdict:
+        clauses.append(f"not tested, for missing values, in {_names(by_verdict['missing'])}")
     return "; ".join(clauses)
+
+
+def _names(labels: Sequence[str]) -> str:
+    """The labels as a list, the loss increases in one: ``"trace and loss increase at radii 0.1 and 0.2"``."""
+    radii = [label.removeprefix(INCREASE) for label in labels if label.startswith(INCREASE)]
+    names = [label for label in labels if not label.startswith(INCREASE)]
+    if radii:
+        names.append(f"{INCREASE}{radii[0]}" if len(radii) == 1 else f"loss increase at radii {listing(radii)}")
+    return listing(names)
 
 
 def _against_control(flatness: FlatnessSummary, index: int, control: int) -> list[str]:
     """What the control at the same mean rate says of each measure that differs from vanilla's or from its own."""
-    enough, own, opposed, undecided, only = [], [], [], [], []
+    found: dict[str, list[str]] = {key: [] for key in _CONTROL_SAYS}
     for m in flatness.measures:
         method, direct = verdict_on(m.arms[index].vs_vanilla), verdict_on(m.arms[index].vs_control)
         of_control = verdict_on(m.arms[control].vs_vanilla)
-        if method not in ("lower", "higher"):
-            if direct in ("lower", "higher"):
-                only.append(f"{direct} in {m.label}")
-        elif direct == method:
-            own.append(m.label)
+        differs = method in ("lower", "higher")
+        if differs and direct == method:
+            key = "own"
+        elif differs and direct in ("lower", "higher"):
+            key = "opposed"
+        elif differs:
+            key = "enough" if direct == "inconclusive" and of_control == method else "open"
         elif direct in ("lower", "higher"):
-            opposed.append(m.label)
-        elif direct == "inconclusive" and of_control == method:
-            enough.append(m.label)
+            key = direct
         else:
-            undecided.append(m.label)
-    parts = []
-    if enough:
-        parts.append(
-            f"In {listing(enough)} its control at the same mean rate differs from vanilla likewise, and no difference "
-            "between the two was shown: the mean rate is enough to explain it."
-        )
-    if own:
-        parts.append(f"In {listing(own)} it differs from its control too, in the same direction: more than the rate's.")
-    if opposed:
-        parts.append(f"In {listing(opposed)} its control goes further in the same direction than the method does.")
-    if undecided:
-        parts.append(f"In {listing(undecided)} whether it is more than the mean rate's is open.")
-    if only:
-        parts.append(f"Against its control at the same mean rate it is {listing(only)}.")
-    return parts
+            continue
+        found[key].append(m.label)
+    return [_CONTROL_SAYS[key].format(_names(labels)) for key, labels in found.items() if labels]
+
+
+_CONTROL_SAYS = {
+    "own": "It differs from its control at the same mean rate in the same direction in {}: more than the mean rate's.",
+    "enough": "In {} its control differs from vanilla likewise, and no difference between the two was shown: the mean "
+    "rate is enough to explain it.",
+    "opposed": "In {} its control goes further in the same direction than the method does.",
+    "open": "In {} whether it is more than the mean rate's is open.",
+    "lower": "It is lower than its control in {}.",
+    "higher": "It is higher than its control in {}.",
+}
