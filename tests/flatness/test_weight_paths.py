@@ -14,7 +14,9 @@ from flatter import flatness
 from flatter.flatness import BatchLoss, FlatnessError
 from flatter.flatness.directions import random_directions, selected
 
-approx = lambda values: pytest.approx(values, rel=1e-12)
+
+def approx(values):
+    return pytest.approx(values, rel=1e-12)
 
 
 def moved(model, offset):
@@ -314,7 +316,10 @@ def test_losses_that_are_not_finite_are_outcomes():
 def test_progress():
     calls = []
     models, data = {"a": Quadratic(), "b": Quadratic()}, {"train": TRAIN, "test": TEST}
-    note = lambda done, most: calls.append((done, most))
+
+    def note(done, most):
+        calls.append((done, most))
+
     flatness.random_weight_paths(models, LOSS, data, directions=3, distances=[0, 1], progress=note)
     assert calls == [(i, 24) for i in range(1, 25)]
     calls.clear()
