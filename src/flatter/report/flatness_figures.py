@@ -65,7 +65,8 @@ def _strip(comparison: Comparison, values: Mapping[str, Sequence[float]]) -> go.
     if math.isfinite(vanilla):
         figure.add_vline(x=vanilla, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below")
     lay_out(figure, height=strip_height(comparison), x="", y="", values=[])
-    figure.update_xaxes(**y_axis([np.array([value for own in values.values() for value in own], dtype=np.float64)]))
+    everything = np.array([value for own in values.values() for value in own], dtype=np.float64)
+    figure.update_xaxes(tickangle=0, **y_axis([everything]))
     figure.update_yaxes(
         range=[0.6 - len(names), 0.6],
         tickvals=[-row for row in range(len(names))],
