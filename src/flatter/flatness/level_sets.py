@@ -155,13 +155,13 @@ def _crossing(loss_at: Callable[[float], float], level: float, limit: float, tol
     A loss that is infinite or NaN counts as above the level while searching, but is no crossing: where the loss is
     finite below the level and not finite beyond, the level is not reached.
     """
-    low, high = 0.0, limit / 64
+    low, high = 0.0, limit / 64  # six doublings reach the limit, exactly
     value = loss_at(high)
     evaluations = 1
     while value < level:  # outwards, to a bracket
         if high >= limit or evaluations == max_iter:
             return math.nan
-        low, high = high, min(2 * high, limit)
+        low, high = high, 2 * high
         value = loss_at(high)
         evaluations += 1
     while high - low > tol * high and evaluations < max_iter:  # while low is 0, this halves
