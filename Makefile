@@ -30,8 +30,9 @@ $(VENV)/.compare: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python $(INSTALL) -e '.[compare]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt
+$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt tests/oracles.txt
 	$(BIN)/python $(INSTALL) -e '.[test]'
+	$(BIN)/python $(INSTALL) --no-deps -r tests/oracles.txt
 	touch $@ $(VENV)/.compare
 
 $(BARE)/.installed: pyproject.toml constraints.txt

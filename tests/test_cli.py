@@ -1,5 +1,6 @@
 """The command line: what a user types, what it prints, and its status; errors are one line and lose nothing."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -49,6 +50,16 @@ def test_quiet_prints_nothing(tmp_path):
     result = call(*SMALL, "--seeds", "1", "--out", str(tmp_path), "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
     assert (tmp_path / "report.html").is_file()
+
+
+def test_flatness_is_measured_and_shown(tmp_path):
+    bounds = ("--flatness", "--max-batches", "1", "--max-iter", "3")
+    result = call(*SMALL, "--seeds", "1", "--out", str(tmp_path), *bounds)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.index("Does it help?") < result.stdout.index("Flatness")
+    assert "<h2>Flatness" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (flatness, _) = [json.loads(row)["flatness"] for row in file_rows(tmp_path / "trials.sqlite").values()]
+    assert (flatness["settings"]["max_batches"], flatness["settings"]["max_iter"]) == (1, 3)
 
 
 def test_tasks_are_listed():
@@ -174,6 +185,9 @@ def file_rows(store):
         (("compare", "digits-mlp", "--data-dir", "data"), ("no file is read",)),
         (("compare", "digits-mlp", "--batch-size", "9" * 25), ("batch_size",)),
         (("compare", "digits-mlp", "--arms", "gaussian_peak", "--epochs", "1"), ("at least two",)),
+        (("compare", "digits-mlp", "--max-batches", "2"), ("--max-batches", "give --flatness too")),
+        (("compare", "digits-mlp", "--max-iter", "9"), ("--max-iter", "give --flatness too")),
+        (("compare", "digits-mlp", "--flatness", "--max-iter", "2"), ("--max-iter", "greater than or equal to 3")),
     ],
 )
 def test_every_wrong_option_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):

@@ -13,8 +13,10 @@ from flatter.perturbation import Perturbation, Window
 from flatter.version import __version__
 
 if TYPE_CHECKING:
+    from flatter import flatness
     from flatter.study.arms import Arm, Peak
     from flatter.study.comparison import Comparison
+    from flatter.study.flatness import FlatnessSettings
     from flatter.study.trial import Trial
     from flatter.workflow import compare
 
@@ -24,6 +26,7 @@ __all__ = [
     "Comparison",
     "Constant",
     "Distribution",
+    "FlatnessSettings",
     "Handle",
     "LogUniform",
     "Mixture",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "alrao",
     "compare",
+    "flatness",
     "leap",
     "lr_dropout",
     "lr_scheduler",
@@ -50,9 +54,11 @@ __all__ = [
 _LAZY = {
     "Arm": "flatter.study.arms",
     "Comparison": "flatter.study.comparison",
+    "FlatnessSettings": "flatter.study.flatness",
     "Peak": "flatter.study.arms",
     "Trial": "flatter.study.trial",
     "compare": "flatter.workflow",
+    "flatness": "flatter.flatness",
 }
 
 
@@ -67,4 +73,4 @@ def __getattr__(name: str) -> Any:
         raise ImportError(
             f"flatter.{name} needs the package {error.name!r}, which is not installed: pip install 'flatter[compare]'"
         ) from error
-    return getattr(module, name)
+    return module if _LAZY[name] == f"flatter.{name}" else getattr(module, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -24,6 +25,7 @@ except ModuleNotFoundError as _missing:  # the library alone was installed
 
 from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatter.study.data import DataError
+from flatter.study.flatness import FlatnessSettings
 from flatter.study.store import StoreError
 from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
 from flatter.study.trial import TrialError
@@ -87,6 +89,15 @@ def compare(
     device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cpu].")] = None,
     controls: Annotated[bool, typer.Option(help="Add the controls that have each method's mean rate.")] = True,
     level: Annotated[float, typer.Option(help="Share of false verdicts accepted, over all arms.")] = 0.05,
+    flatness: Annotated[
+        bool, typer.Option("--flatness", help="Measure how flat the loss is around each final model.")
+    ] = False,
+    max_batches: Annotated[
+        int | None, typer.Option(min=1, help="With --flatness: batches to measure on [default: 10, of 500 examples].")
+    ] = None,
+    max_iter: Annotated[
+        int | None, typer.Option(min=3, help="With --flatness: Hessian-vector products per measure [default: 60].")
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Run trials again that failed before.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Write the report, print nothing.")] = False,
 ) -> None:
@@ -104,6 +115,7 @@ def compare(
         "schedule": schedule,
         "device": device,
     }
+    measured = _flatness(flatness, max_batches, max_iter)
     folder = out if out is not None else Path("runs") / task
     try:
         compare_task(
@@ -115,6 +127,7 @@ def compare(
             level=level,
             controls=controls,
             out=folder,
+            flatness=measured,
             retry_failed=retry_failed,
             quiet=quiet,
         )
@@ -154,6 +167,17 @@ def bench(
         raise
     except OSError as error:
         _fail(f"cannot write {error.filename}: {error.strerror}")
+
+
+def _flatness(wanted: bool, max_batches: int | None, max_iter: int | None) -> FlatnessSettings | bool:
+    if not wanted:
+        for option, value in (("--max-batches", max_batches), ("--max-iter", max_iter)):
+            if value is not None:
+                _fail(f"{option} is a bound on the flatness measures: give --flatness too")
+        return False
+    chosen = FlatnessSettings()
+    chosen = chosen if max_batches is None else replace(chosen, max_batches=max_batches)
+    return chosen if max_iter is None else replace(chosen, max_iter=max_iter)
 
 
 def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:

@@ -273,6 +273,72 @@ def seeds_needed(differences: Sequence[float], level: float, power: float = 0.8)
     return high
 
 
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """A rank correlation with its 95 % interval.
+
+    Attributes:
+        value: Spearman's coefficient, in [−1, 1]; NaN where it has none: too few points, or one side all equal.
+        low, high: the interval; NaN with it.
+        n: number of points.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def shown(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], given: Sequence[float] | None = None) -> Correlation:
+    """Spearman's rank correlation (ties share their mean rank) with a 95 % interval.
+
+    The interval is Fisher's ``tanh(atanh(r) ± 1.96 · √((1 + r²/2)/(n − 3)))`` with Bonett and Wright's standard error.
+    It takes the points as independent. With few points it is wide, as it should be: ± 0.6 around 0 with 10 points.
+    Measured (``benchmarks/rank_correlation.py``: normal points, true coefficients of 0 to 0.9), it held the true value
+    in 0.97 to 0.99 of samples of 6 points, and in 0.95 to 0.97 of 10 or 15.
+
+    Args:
+        x, y: one number each per point, finite.
+        given: a third variable to be held fixed, in ranks: the partial correlation, which has one point less to its
+            interval; default: none.
+
+    Raises:
+        ValueError: the lengths differ, or a value is not finite.
+    """
+    columns = [_finite(values) for values in (x, y, *([] if given is None else [given]))]
+    n = len(columns[0])
+    if any(len(column) != n for column in columns):
+        raise ValueError(f"a correlation needs as many x as y; got {[len(column) for column in columns]} numbers")
+    free = n - 3 if given is None else n - 4
+    nothing = Correlation(math.nan, math.nan, math.nan, n)
+    if free < 1 or any(np.ptp(column) == 0 for column in columns):
+        return nothing
+    ranks = np.corrcoef([_ranks(column) for column in columns])
+    r = float(ranks[0, 1])
+    if given is not None:
+        rest = (1 - ranks[0, 2] ** 2) * (1 - ranks[1, 2] ** 2)
+        if rest < 1e-12:  # the third decides one of the two
+            return nothing
+        r = float((r - ranks[0, 2] * ranks[1, 2]) / math.sqrt(rest))
+    r = min(1.0, max(-1.0, r))
+    half = 1.959964 * math.sqrt((1 + r * r / 2) / free)
+    # A perfect order is no certainty: its interval is that of the coefficient one exchange of neighbours away.
+    near = max(-1 + 12 / (n**3 - n), min(1 - 12 / (n**3 - n), r))
+    low, high = math.tanh(math.atanh(near) - half), math.tanh(math.atanh(near) + half)
+    return Correlation(r, min(low, r), max(high, r), n)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, position, count = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: NDArray[np.float64] = (np.cumsum(count) - (count - 1) / 2)[position]
+    return ranks
+
+
 def _differences(name: str, arm: Sequence[float], baseline: Sequence[float]) -> tuple[float, ...]:
     if len(arm) != len(baseline) or len(arm) == 0:
         raise ValueError(

@@ -19,8 +19,9 @@ from flatter.stats import Better
 from flatter.study.analysis import analyse
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
 from flatter.study.comparison import Comparison, Subject
+from flatter.study.flatness import FlatnessSettings
 from flatter.study.identify import identify
-from flatter.study.runner import TrainFunction, plan, run
+from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, plan, run
 from flatter.study.store import Store
 from flatter.study.tasks import Settings, get_task
 from flatter.study.trial import Trial
@@ -47,6 +48,7 @@ def compare(
     out: str | Path | None = None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    flatness: bool | FlatnessSettings = False,
     retry_failed: bool = False,
     quiet: bool = False,
 ) -> Comparison:
@@ -70,7 +72,11 @@ def compare(
             nothing is written.
         name: what the report calls the task; default: the training function's name.
         settings: plain data that ``train`` depends on besides its source; it is shown, and a change runs all anew.
-        retry_failed: run trials again that failed before.
+        flatness: measure how flat the loss is around each trial's final model, and add it to the report; ``train``
+            must call :meth:`flatter.Trial.measure_flatness`. :class:`flatter.FlatnessSettings` say what is measured
+            and how much work it may be; ``True`` takes the defaults. Trials in ``out`` that were made without, or by
+            other settings, are run again: models are not kept. The training itself is the same. Default: ``False``.
+        retry_failed: run trials again that failed before, or of whose flatness something could not be measured.
         quiet: show neither progress nor the table.
 
     Returns:
@@ -92,7 +98,7 @@ def compare(
         settings={"training function": identify(train, stored=out is not None), **(settings or {})},
     )
     folder = None if out is None else Path(out)
-    return _compare(train, subject, arms, seeds, level, controls, folder, retry_failed, quiet)
+    return _compare(train, subject, arms, seeds, level, controls, folder, flatness, retry_failed, quiet)
 
 
 def compare_task(
@@ -105,6 +111,7 @@ def compare_task(
     level: float = 0.05,
     controls: bool = True,
     out: Path | None = None,
+    flatness: bool | FlatnessSettings = False,
     retry_failed: bool = False,
     quiet: bool = False,
 ) -> Comparison:
@@ -112,7 +119,7 @@ def compare_task(
 
     Args:
         task_name: name of the task, such as ``"digits-mlp"``.
-        arms, seeds, level, controls, out, retry_failed, quiet: as for :func:`compare`.
+        arms, seeds, level, controls, out, flatness, retry_failed, quiet: as for :func:`compare`.
         settings: changes to the task's settings, such as ``{"epochs": 10}``.
         data_dir: folder of data files; default: ``FLATTER_DATA``, else a cache that is downloaded into.
 
@@ -132,7 +139,7 @@ def compare_task(
         task.train(trial, chosen, data)
 
     with _one_thread():
-        return _compare(train, subject, arms, seeds, level, controls, out, retry_failed, quiet)
+        return _compare(train, subject, arms, seeds, level, controls, out, flatness, retry_failed, quiet)
 
 
 @contextmanager
@@ -154,19 +161,23 @@ def _compare(
     level: float,
     controls: bool,
     out: Path | None,
+    flatness: bool | FlatnessSettings,
     retry_failed: bool,
     quiet: bool,
 ) -> Comparison:
     chosen = with_controls(_arms(arms), controls=controls)
     numbers = _seeds(seeds)
     _check(subject, level)
+    measured = _flatness(flatness)
     console = Console(stderr=True)
     specs = plan(subject, chosen, numbers)
     if not quiet:
         _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
-        records = list(run(specs, train, store, progress, retry_failed=retry_failed))
-    comparison = analyse(subject, records, chosen, numbers, level=level)
+        if not quiet:
+            _say_what_runs_again(console, specs, store, measured)
+        records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
+    comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
     if not quiet:
         show(comparison, Console())
     if out is not None:
@@ -203,6 +214,24 @@ def _check(subject: Subject, level: float) -> None:
         json.dumps(dict(subject.settings))
     except (TypeError, ValueError) as error:
         raise CompareError(f"settings must be plain data, such as numbers and text: {error}") from None
+
+
+def _flatness(given: bool | FlatnessSettings) -> FlatnessSettings | None:
+    if not isinstance(given, (bool, FlatnessSettings)):
+        raise CompareError(f"flatness must be True, False or flatter.FlatnessSettings(...); got {given!r}")
+    return (FlatnessSettings() if given else None) if isinstance(given, bool) else given
+
+
+def _say_what_runs_again(
+    console: Console, specs: list[TrialSpec], store: Store, flatness: FlatnessSettings | None
+) -> None:
+    again = lacking_flatness(specs, store, flatness)
+    if again:
+        console.print(
+            f"Note: {again} of the finished trials have no flatness measures, or were measured by other settings. "
+            f"Models are not kept, so {'it is' if again == 1 else 'they are'} trained again as before, and measured.",
+            highlight=False,
+        )
 
 
 def _warn_if_hopeless(console: Console, seeds: int, comparisons: int, level: float) -> None:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from flatter.report import figures
+from flatter.report.flatness_section import flatness_section
 from flatter.report.rows import difference_unit, metric_label, rows
 from flatter.report.sentences import headline, summary_lines
 from flatter.report.style import arm_styles
@@ -75,6 +76,7 @@ def render_page(comparison: Comparison) -> str:
         curves=[(metric, drawn.add(figures.learning_curves(comparison, metric))) for metric in metrics],
         rates=[(name, drawn.add(figure)) for name, figure in figures.effective_rates(comparison).items()],
         trials=_Trials.of(comparison),
+        flatness=flatness_section(comparison, environment, drawn.add),
         # The page's own data and plotly's program: neither may be escaped, `to_json` has seen to the first.
         figures=Markup(drawn.json()),
         plotlyjs=Markup(get_plotlyjs()),

@@ -53,9 +53,21 @@ class LiveProgress:
             self._bar, detail=f"{spec.arm.name}, seed {spec.seed}, epoch {epoch + 1}{shown}", refresh=False
         )
 
+    def measuring(self, spec: TrialSpec, what: str, done: int, of: int) -> None:
+        """Shows how far a measurement of the final model is."""
+        detail = f"{spec.arm.name}, seed {spec.seed}: {what} {done}/{of}"
+        self._progress.update(self._bar, detail=detail, refresh=False)
+
     def ended(self, spec: TrialSpec, record: Record, number: int, total: int) -> None:
-        """Counts a trial; a failed one is said aloud."""
+        """Counts a trial; a failed one, and a measurement that failed, is said aloud."""
         self._progress.update(self._bar, total=total, completed=number + 1)
-        if record.status == "failed" and self._shown:
-            message = f"{spec.arm.name}, seed {spec.seed} failed: {record.error}"
+        trial = f"{spec.arm.name}, seed {spec.seed}"
+        if record.status == "failed":
+            self._say(f"{trial} failed: {record.error}")
+        elif record.flatness is not None and record.flatness.missing:
+            reasons = "; ".join(dict.fromkeys(record.flatness.missing.values()))
+            self._say(f"{trial}: {', '.join(record.flatness.missing)} not measured: {reasons}")
+
+    def _say(self, message: str) -> None:
+        if self._shown:
             self._progress.console.print(message, style="yellow", markup=False, highlight=False)

@@ -120,10 +120,15 @@ def decimals(comparison: Comparison) -> int:
     Returns:
         Between 0 and 8; 2 where no arm has a standard deviation above 0.
     """
-    spreads = sorted(arm.sd for arm in comparison.arms if math.isfinite(arm.sd) and arm.sd > 0)
-    if not spreads:
+    return decimals_of(arm.sd for arm in comparison.arms)
+
+
+def decimals_of(spreads: Iterable[float]) -> int:
+    """The same for any standard deviations."""
+    known = sorted(sd for sd in spreads if math.isfinite(sd) and sd > 0)
+    if not known:
         return 2
-    typical = spreads[len(spreads) // 2]
+    typical = known[len(known) // 2]
     return min(8, max(0, 1 - math.floor(math.log10(typical))))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from flatter.report.flatness_sentences import flatness_headline, method_lines
 from flatter.report.table import comparison_table, control_table, summary_lines
 from flatter.study.comparison import Comparison
 
@@ -20,3 +21,8 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(control_table(comparison))
     for line in summary_lines(comparison):
         console.print(f"• {line}", highlight=False, markup=False)
+    if comparison.flatness is not None:
+        console.print("\nFlatness (lower is flatter; it does not decide whether a method helps)", style="bold")
+        console.print(flatness_headline(comparison, comparison.flatness), highlight=False, markup=False)
+        for name, line in method_lines(comparison, comparison.flatness):
+            console.print(f"• {name}: {line}", highlight=False, markup=False)

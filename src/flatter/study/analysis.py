@@ -9,11 +9,19 @@ from statistics import fmean, median, stdev
 from flatter.stats import Better, Judgement, judge
 from flatter.study.arms import VANILLA, Arm
 from flatter.study.comparison import ArmSummary, Comparison, Subject
+from flatter.study.flatness import FlatnessSettings
+from flatter.study.flatness_analysis import summarise_flatness
 from flatter.study.records import Record
 
 
 def analyse(
-    subject: Subject, records: Sequence[Record], arms: Sequence[Arm], seeds: Sequence[int], *, level: float = 0.05
+    subject: Subject,
+    records: Sequence[Record],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    *,
+    level: float = 0.05,
+    flatness: FlatnessSettings | None = None,
 ) -> Comparison:
     """Compares arms by the final epoch's metric, paired by seed.
 
@@ -26,6 +34,7 @@ def analyse(
         arms: the arms, vanilla first.
         seeds: the seeds, in the order of the pairs.
         level: family-wise level of the tests; default 0.05.
+        flatness: what was measured of the final models; default: nothing.
     """
     metric, better = subject.metric, subject.better
     by_trial = {(record.arm, record.seed): record for record in records}
@@ -48,6 +57,7 @@ def analyse(
         settings=dict(subject.settings),
         arms=summaries,
         records=tuple(records),
+        flatness=None if flatness is None else summarise_flatness(of_arm, arms, final, flatness, level),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatter.stats import Better, Judgement
+from flatter.study.flatness_summary import FlatnessSummary
 from flatter.study.records import Record
 
 
@@ -77,6 +78,7 @@ class Comparison:
         settings: the task's settings, as plain data.
         arms: one summary per arm, vanilla first, each method followed by its control.
         records: every trial's record.
+        flatness: how flat the final models are, arm by arm; ``None`` where it was not asked for.
     """
 
     task: str
@@ -88,3 +90,4 @@ class Comparison:
     settings: Mapping[str, Any]
     arms: tuple[ArmSummary, ...]
     records: tuple[Record, ...]
+    flatness: FlatnessSummary | None = None

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Status = Literal["finished", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class FlatnessRecord:
+    """How flat one trial's final model is.
+
+    Attributes:
+        settings: what was asked for: :meth:`flatter.FlatnessSettings.to_dict`.
+        values: by name, each finite: ``loss``, ``gradient_norm``, ``eigenvalue_1`` and so on, ``trace`` and half the
+            width of its 95 % interval, ``trace_error``; the mean loss increase at each radius, ``loss_increase_0.1``.
+        missing: by name, why there is no value.
+        unconverged: names of the eigenvalues whose residual was not within 1 % after ``max_iter`` products.
+        seconds: what it took.
+    """
+
+    settings: Mapping[str, Any]
+    values: Mapping[str, float]
+    missing: Mapping[str, str]
+    unconverged: tuple[str, ...]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +43,7 @@ class Record:
             ``scheduled_lr``, ``effective_lr`` (first parameter group, at the epoch's last step) and ``seconds``.
         error: the message of a failed trial, else ``None``.
         versions: the versions that the trial ran under, such as ``{"torch": "2.13.0"}``.
+        flatness: how flat the final model is; ``None`` where it was not asked for or the training did not get so far.
     """
 
     key: str
@@ -33,3 +54,4 @@ class Record:
     epochs: tuple[Mapping[str, float], ...]
     error: str | None = None
     versions: Mapping[str, str] | None = None
+    flatness: FlatnessRecord | None = None

@@ -14,6 +14,7 @@ import torch
 
 from flatter.study.arms import VANILLA, Arm
 from flatter.study.comparison import Subject
+from flatter.study.flatness import FlatnessSettings
 from flatter.study.records import Record, Status
 from flatter.study.store import Store
 from flatter.study.trial import Trial, TrialError
@@ -53,6 +54,9 @@ class Watcher(Protocol):
     def reported(self, spec: TrialSpec, epoch: int, metrics: Mapping[str, float]) -> None:
         """It reported an epoch, from 0."""
 
+    def measuring(self, spec: TrialSpec, what: str, done: int, of: int) -> None:
+        """Its final model is measured: ``done`` of at most ``of`` steps of one measure."""
+
     def ended(self, spec: TrialSpec, record: Record, number: int, total: int) -> None:
         """It ended, or was found in the store."""
 
@@ -75,7 +79,13 @@ def plan(subject: Subject, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> lis
 
 
 def run(
-    specs: list[TrialSpec], train: TrainFunction, store: Store, watcher: Watcher, *, retry_failed: bool = False
+    specs: list[TrialSpec],
+    train: TrainFunction,
+    store: Store,
+    watcher: Watcher,
+    *,
+    flatness: FlatnessSettings | None = None,
+    retry_failed: bool = False,
 ) -> Iterator[Record]:
     """Runs every trial that the store does not hold yet, and yields the records of all.
 
@@ -84,7 +94,9 @@ def run(
         train: the training function.
         store: where records are kept.
         watcher: who is told.
-        retry_failed: run failed trials again.
+        flatness: what to measure of the final models; default: nothing. A finished trial whose record lacks it, or
+            has it by other settings, is run again, since models are not kept.
+        retry_failed: run trials again that failed, or of whose flatness something could not be measured.
 
     Raises:
         TrialError: the training function does not use its trial as it must.
@@ -94,9 +106,9 @@ def run(
     """
     for number, spec in enumerate(specs):
         record = store.get(spec.key)
-        if record is None or (retry_failed and record.status == "failed"):
+        if record is None or _lacks_flatness(record, flatness) or (retry_failed and _failed(record, flatness)):
             watcher.started(spec, number, len(specs))
-            record = _run_one(spec, train, watcher)
+            record = _run_one(spec, train, watcher, flatness)
             store.put(record)
         # The key says what was done; the arm may have gone by another name when it was done.
         record = replace(record, arm=spec.arm.name)
@@ -104,12 +116,39 @@ def run(
         yield record
 
 
-def _run_one(spec: TrialSpec, train: TrainFunction, watcher: Watcher) -> Record:
-    trial = Trial(spec.arm, spec.seed, lambda epoch: watcher.reported(spec, len(trial.epochs) - 1, epoch))
+def lacking_flatness(specs: list[TrialSpec], store: Store, flatness: FlatnessSettings | None) -> int:
+    """How many finished trials of the store will be run again because their flatness was not measured, or otherwise."""
+    records = (store.get(spec.key) for spec in specs)
+    return sum(record is not None and _lacks_flatness(record, flatness) for record in records)
+
+
+def _lacks_flatness(record: Record, flatness: FlatnessSettings | None) -> bool:
+    if flatness is None or record.status == "failed":
+        return False
+    return record.flatness is None or record.flatness.settings != flatness.to_dict()
+
+
+def _failed(record: Record, flatness: FlatnessSettings | None) -> bool:
+    return record.status == "failed" or (flatness is not None and bool(record.flatness and record.flatness.missing))
+
+
+def _run_one(spec: TrialSpec, train: TrainFunction, watcher: Watcher, flatness: FlatnessSettings | None) -> Record:
+    trial = Trial(
+        spec.arm,
+        spec.seed,
+        lambda epoch: watcher.reported(spec, len(trial.epochs) - 1, epoch),
+        flatness=flatness,
+        on_measure=lambda what, done, of: watcher.measuring(spec, what, done, of),
+    )
     error: str | None = None
     try:
         train(trial)
         _check_use(trial, spec)
+        if flatness is not None and trial.flatness is None:
+            raise TrialError(
+                "flatness is asked for, but the training function does not call trial.measure_flatness(model, loss, "
+                "data) after its last report"
+            )
     except TrialError:
         raise
     except Exception as exception:
@@ -120,7 +159,17 @@ def _run_one(spec: TrialSpec, train: TrainFunction, watcher: Watcher) -> Record:
     if error is None and not math.isfinite(trial.epochs[-1][metric]):
         error = f"final {metric} is {trial.epochs[-1][metric]}"
     status: Status = "finished" if error is None else "failed"
-    return Record(spec.key, spec.subject.name, spec.arm.name, spec.seed, status, tuple(trial.epochs), error, versions())
+    return Record(
+        key=spec.key,
+        task=spec.subject.name,
+        arm=spec.arm.name,
+        seed=spec.seed,
+        status=status,
+        epochs=tuple(trial.epochs),
+        error=error,
+        versions=versions(),
+        flatness=trial.flatness,
+    )
 
 
 def _check_use(trial: Trial, spec: TrialSpec) -> None:

@@ -7,9 +7,9 @@ import sqlite3
 from dataclasses import asdict
 from pathlib import Path
 
-from flatter.study.records import Record
+from flatter.study.records import FlatnessRecord, Record
 
-SCHEMA = 1
+SCHEMA = 2  # 2: a record may have flatness measures; records of 1 have none and are read as they are
 
 
 class StoreError(Exception):
@@ -56,7 +56,10 @@ class Store:
             if row is None:
                 return None
             fields = json.loads(row[0])
-            record = Record(**{**fields, "epochs": tuple(fields["epochs"])})
+            flatness = fields.pop("flatness", None)
+            if flatness is not None:
+                flatness = FlatnessRecord(**{**flatness, "unconverged": tuple(flatness["unconverged"])})
+            record = Record(**{**fields, "epochs": tuple(fields["epochs"]), "flatness": flatness})
             if record.status == "finished" and not record.epochs:
                 raise ValueError("a finished trial without epochs")
             return record

@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
 from flatter.attach import Handle, perturb
 from flatter.attach.supported import check_supported
 from flatter.distributions import Constant
+from flatter.flatness.objective import Loss
 from flatter.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 from flatter.perturbation import Perturbation
 from flatter.study.arms import Arm, Peak
+from flatter.study.flatness import FlatnessSettings, Told, measure_flatness
+from flatter.study.records import FlatnessRecord
 
 Interval = Literal["step", "epoch"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -45,15 +49,26 @@ class Trial:
         arm: the arm; a training function should not look at it.
         seed: seed of the initial weights, the batches and the augmentation. The arms of one pair have the same seed.
         epochs: what was reported, one mapping per epoch.
+        flatness: how flat the final model is; ``None`` where the comparison does not ask for it.
     """
 
     def __init__(
-        self, arm: Arm, seed: int, on_report: Callable[[Mapping[str, float]], None] = lambda epoch: None
+        self,
+        arm: Arm,
+        seed: int,
+        on_report: Callable[[Mapping[str, float]], None] = lambda epoch: None,
+        *,
+        flatness: FlatnessSettings | None = None,
+        on_measure: Told = lambda what, done, of: None,
     ) -> None:
         self.arm = arm
         self.seed = seed
         self.epochs: list[dict[str, float]] = []
+        self.flatness: FlatnessRecord | None = None
         self._on_report = on_report
+        self._flatness_settings = flatness
+        self._on_measure = on_measure
+        self._measured = False
         self._rates: list[float | torch.Tensor] | None = None
         self._handle: Handle | None = None
         self._clock = time.perf_counter()
@@ -115,9 +130,11 @@ class Trial:
             **metrics: the epoch's metrics, such as ``test_error=3.2``.
 
         Raises:
-            TrialError: no optimizer was attached, or no metric is given.
+            TrialError: no optimizer was attached, no metric is given, or the flatness was measured before.
         """
         now = time.perf_counter()
+        if self._measured:
+            raise TrialError("trial.measure_flatness measures the final model: call it after the last trial.report")
         if self._rates is None:
             raise TrialError("the training function must call trial.attach(optimizer, ...) and step before it reports")
         if not metrics:
@@ -128,6 +145,30 @@ class Trial:
         self.epochs.append(epoch)
         self._on_report(epoch)
         self._clock = time.perf_counter()
+
+    def measure_flatness(self, model: nn.Module, loss: Loss, data: Any) -> None:
+        """Measures how flat the loss is around the final model, if the comparison asks for it; else does nothing.
+
+        Call it once, after the last report. The model comes back as it was, and no random state is moved, so whatever
+        the training does afterwards is the same with and without. A measurement that fails is recorded with its reason.
+
+        Args:
+            model: the trained model; it is measured in evaluation mode.
+            loss: ``loss(output, target)``, the mean over a batch, or a :class:`flatter.flatness.BatchLoss`.
+            data: training data as batches, without augmentation: a list or a loader that can be iterated again. The
+                first ``max_batches`` are used; let them be the same for all arms of a seed.
+
+        Raises:
+            TrialError: called before the first report, or twice.
+        """
+        if not self.epochs or self._measured:
+            when = "twice" if self._measured else "before the first trial.report"
+            raise TrialError(f"trial.measure_flatness was called {when}: call it once, after the last trial.report")
+        self._measured = True
+        if self._flatness_settings is not None:
+            self.flatness = measure_flatness(
+                model, loss, data, self._flatness_settings, seed=self.seed, told=self._on_measure
+            )
 
     def _note_rates(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         # A tensor is filled in place by its scheduler: what it holds now must be kept.
