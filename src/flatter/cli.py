@@ -98,7 +98,9 @@ def compare(
     max_iter: Annotated[
         int | None, typer.Option(min=3, help="With --flatness: Hessian-vector products per measure [default: 60].")
     ] = None,
-    retry_failed: Annotated[bool, typer.Option(help="Run trials again that failed before.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option(help="Run trials again that failed, or were not fully measured.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Write the report, print nothing.")] = False,
 ) -> None:
     """Train with and without each method, paired by seed, and say whether it helps.
