@@ -528,3 +528,13 @@ def test_names_and_messages_are_never_read_as_markup(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "a[/b], seed 0 failed: RuntimeError: see [/tmp/x]" in captured.err
     assert "x[/red]y" in captured.err
+
+
+def test_the_page_is_written_although_nobody_reads_the_table_to_its_end(tmp_path, monkeypatch):
+    def gone(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("flatter.workflow.show", gone)
+    with pytest.raises(BrokenPipeError):
+        flatter.compare(quadratic, ["leap"], 3, out=tmp_path)
+    assert "leap" in (tmp_path / "report.html").read_text()

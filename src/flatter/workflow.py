@@ -178,11 +178,11 @@ def _compare(
             _say_what_runs_again(console, specs, store, measured)
         records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
     comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
+    # The page first: whoever reads the table may go away before its end.
+    page = None if out is None else write_page(comparison, out / PAGE_NAME)
     if not quiet:
         show(comparison, Console())
-    if out is not None:
-        page = write_page(comparison, out / PAGE_NAME)
-        if not quiet:
+        if page is not None:
             console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
     return comparison
 

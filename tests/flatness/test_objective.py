@@ -309,9 +309,10 @@ def test_bad_limit(limit):
         flatness.gradient_norm(nn.Linear(4, 1), MSE, GOOD, max_batches=limit)
 
 
-def test_bad_dtype():
+@pytest.mark.parametrize("dtype", [torch.int64, "float64"])
+def test_bad_dtype(dtype):
     with pytest.raises(FlatnessError, match="dtype must be a floating-point dtype"):
-        flatness.gradient_norm(nn.Linear(4, 1), MSE, GOOD, dtype=torch.int64)
+        flatness.gradient_norm(nn.Linear(4, 1), MSE, GOOD, dtype=dtype)
 
 
 def test_bad_vectors():

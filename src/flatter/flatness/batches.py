@@ -166,8 +166,8 @@ def pair_loss(loss: Callable[[Any, Any], torch.Tensor]) -> BatchLoss:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             shape = f" of {len(batch)} items" if isinstance(batch, (tuple, list)) else ""
             raise FlatnessError(
-                f"a batch must be a pair (inputs, targets); got a {type(batch).__name__}{shape}: "
-                "for other batches give loss=BatchLoss(function)"
+                f"a batch must be a pair (inputs, targets) of tensors; got a {type(batch).__name__}{shape}: "
+                "for other batches give loss=BatchLoss(function), and of arrays make tensors first (torch.as_tensor)"
             )
         return first_dimension(batch[0])
 

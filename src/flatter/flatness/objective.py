@@ -57,8 +57,8 @@ def measuring(
         FlatnessError: the model or the loss cannot be measured; also, within the block, from the objective's methods.
     """
     with ExitStack() as stack:
-        if dtype is not None and not dtype.is_floating_point:
-            raise FlatnessError(f"dtype must be a floating-point dtype, such as torch.float64; got {dtype}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise FlatnessError(f"dtype must be a floating-point dtype, such as torch.float64; got {dtype!r}")
         if not callable(loss) and not isinstance(loss, BatchLoss):
             raise FlatnessError(f"loss must be loss(output, target) or a BatchLoss; got a {type(loss).__name__}")
         originals = dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
