@@ -6,9 +6,6 @@ the GPU, where torch keeps Adam's step counters on the CPU, as it does by defaul
 
 import copy
 import os
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ import torch
 import flatter
 from flatter import optim
 from flatter.noise import blender, tables
+from interpreter import run_interpreted
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -52,18 +50,7 @@ IDS = [f"{name}-{'-'.join(options)}" for name, options in CASES]
 
 @pytest.mark.skipif(INTERPRETED or GPU, reason="the tests run in this process")
 def test_under_the_interpreter():
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-p", "no:xdist", "-p", "no:randomly"],
-        env={**environment, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed, run.stdout
-    assert int(passed[1]) >= 50
+    run_interpreted(__file__, at_least=50)
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,6 @@ a float64 sum instead, which gives another last bit about once in 2**29 operatio
 
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -22,6 +20,7 @@ from flatter.noise import blender, dispatch, keys, reference, tables
 from flatter.noise.blender import Blender, KernelForm, Piece, can_blend
 from flatter.noise.keys import SEGMENT
 from flatter.noise.tables import chunks, is_aligned
+from interpreter import run_interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
@@ -63,18 +62,7 @@ BITS = {
 
 @pytest.mark.skipif(INTERPRETED or GPU, reason="the tests of kernels run in this process")
 def test_under_the_interpreter():
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-p", "no:xdist", "-p", "no:randomly"],
-        env={**environment, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    passed = re.search(r"(\d+) passed", run.stdout)
-    assert passed, run.stdout
-    assert int(passed[1]) >= 100
+    run_interpreted(__file__, at_least=100)
 
 
 @pytest.fixture(autouse=True)

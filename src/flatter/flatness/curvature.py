@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flatter.flatness.errors import FlatnessError
+from flatter.flatness.errors import FlatnessError, checked_count
 from flatter.flatness.guard import Mode
 from flatter.flatness.lanczos import By, lanczos
 from flatter.flatness.objective import Loss, Objective, measuring
@@ -248,9 +248,10 @@ def _counted(objective: Objective, most: int, progress: Progress | None) -> Call
 
 
 def _check_top(k: int, by: str, tol: float, max_iter: int, basis_size: int | None) -> None:
-    for name, value, least in (("k", k, 1), ("max_iter", max_iter, k), ("basis_size", basis_size, k + 2)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise FlatnessError(f"{name} must be a whole number, {least} or more; got {value!r}")
+    checked_count("k", k)
+    checked_count("max_iter", max_iter, k)
+    if basis_size is not None:
+        checked_count("basis_size", basis_size, k + 2)
     if by not in ("value", "magnitude"):
         raise FlatnessError(f"by must be 'value' or 'magnitude'; got {by!r}")
     if not 0 <= tol < math.inf:

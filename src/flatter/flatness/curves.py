@@ -100,14 +100,3 @@ def checked_distances(distances: Iterable[float], what: str = "distances") -> tu
 def symmetric(reach: float, steps: int) -> tuple[float, ...]:
     """``2 · steps + 1`` distances from ``−reach`` to ``reach``, both and 0 exactly among them."""
     return tuple(reach * (index / steps) for index in range(-steps, steps + 1))
-
-
-def checked_count(name: str, value: int, least: int = 1) -> int:
-    """A whole number.
-
-    Raises:
-        FlatnessError: it is none, or below ``least``.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise FlatnessError(f"{name} must be a whole number, {least} or more; got {value!r}")
-    return value

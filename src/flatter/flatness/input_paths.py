@@ -15,8 +15,8 @@ import torch
 
 from flatter.flatness.batches import Batches
 from flatter.flatness.compared import Comparison, Models, Progress, counter
-from flatter.flatness.curves import LossCurve, LossCurves, checked_count, checked_distances
-from flatter.flatness.errors import FlatnessError
+from flatter.flatness.curves import LossCurve, LossCurves, checked_distances
+from flatter.flatness.errors import FlatnessError, checked_count
 from flatter.flatness.guard import Mode
 from flatter.flatness.inputs import Direction, first_tensor, shifting, unit_noise
 from flatter.flatness.objective import Loss

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from flatter.flatness.compared import Comparison, Models, Progress, counter
-from flatter.flatness.curves import checked_count, pick
+from flatter.flatness.curves import pick
 from flatter.flatness.directions import Selection, given_directions, random_directions, selected
-from flatter.flatness.errors import FlatnessError
+from flatter.flatness.errors import FlatnessError, checked_count
 from flatter.flatness.guard import Mode
 from flatter.flatness.objective import Loss, Objective
 from flatter.flatness.vectors import Weights, norm

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from flatter.flatness.compared import Comparison, Models, Progress, counter
-from flatter.flatness.curves import LossCurve, LossCurves, checked_count, checked_distances, symmetric
+from flatter.flatness.curves import LossCurve, LossCurves, checked_distances, symmetric
 from flatter.flatness.directions import (
     Directions,
     Normalization,
@@ -31,7 +31,7 @@ from flatter.flatness.directions import (
     random_directions,
     selected,
 )
-from flatter.flatness.errors import FlatnessError
+from flatter.flatness.errors import FlatnessError, checked_count
 from flatter.flatness.guard import Mode
 from flatter.flatness.objective import Loss
 from flatter.flatness.vectors import Weights, norm, own_weights, unit, weights_vector

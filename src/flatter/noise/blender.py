@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatter.noise.keys import SEGMENT, as_int64
+from flatter.noise.dispatch import runs
+from flatter.noise.keys import as_int64
 from flatter.noise.threads import Shares
 
 # Small enough that the threads end together, large enough that taking a chunk costs nothing.
@@ -224,12 +225,8 @@ class Blender:
 
 def _chunks(piece: Piece) -> list[tuple[int, int, int, int, int]]:
     """Rows of the kernel's table; none crosses a segment."""
-    rows = []
-    offset, size, width = 0, piece.new.numel(), piece.new.element_size()
-    while offset < size:
-        first = piece.start + offset
-        length = min(_CHUNK, size - offset, SEGMENT - first % SEGMENT)
-        at = offset * width
-        rows.append((piece.new.data_ptr() + at, piece.old.data_ptr() + at, length, first, piece.unit))
-        offset += length
-    return rows
+    new, old, width = piece.new.data_ptr(), piece.old.data_ptr(), piece.new.element_size()
+    return [
+        (new + offset * width, old + offset * width, length, piece.start + offset, piece.unit)
+        for offset, length in runs(piece.start, piece.new.numel(), _CHUNK)
+    ]

@@ -34,6 +34,9 @@ CHUNKS, TABLE, SEED, TICK, STREAM, PARAMETERS, JOB_WORDS = (JOB_HEAD + word for 
 # The columns of a chunk: addresses of the new and the old values, length, first logical element, unit.
 NEW, OLD, LENGTH, FIRST, UNIT, COLUMNS = range(6)
 
+# What the hash's input grows by from element to element.
+STRIDE = u32(0x9E3779B9)
+
 _K = f32(reference.K)
 _L1, _L2, _L3, _L4, _L5, _L6 = (f32(c) for c in reference.LOG)
 _G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (f32(c) for c in reference.GAUSS)
@@ -134,6 +137,13 @@ def key(seed, tick, stream, unit, segment):
 
 
 @njit(inline="always")
+def start(seed, tick, stream, unit, first):
+    """(x0, k1): what the hash of a unit's logical element ``first`` starts from, and the second key of its segment."""
+    k0, k1 = key(seed, tick, stream, unit, first >> 28)
+    return u32(u32(u32(first & 0xFFFFFFF) * STRIDE) + k0), k1
+
+
+@njit(inline="always")
 def word(x, k1):
     """``reference.words`` from ``x = index · 9E3779B9 + k0`` on."""
     x = u32(x ^ (x >> u32(17)))
@@ -204,7 +214,7 @@ def _blend_normal(new, old, n, x0, k1, loc, scale, minimum, is_near_one):
     x = x0
     for i in range(n):
         w = word(x, k1)
-        x = u32(x + u32(0x9E3779B9))
+        x = u32(x + STRIDE)
         f = f32(f32(normal(w) * scale) + loc)
         values[i] = _blend(before[i], values[i], f if is_near_one else max(f, minimum), is_near_one)
 
@@ -215,7 +225,7 @@ def _blend_bernoulli(new, old, n, x0, k1, threshold):
     x = x0
     for i in range(n):
         w = word(x, k1)
-        x = u32(x + u32(0x9E3779B9))
+        x = u32(x + STRIDE)
         was, now = before[i], values[i]  # both are read always: a choice of loads would not be vectorised
         values[i] = now if w < threshold else was
 
@@ -226,7 +236,7 @@ def _blend_uniform(new, old, n, x0, k1, low, span):
     x = x0
     for i in range(n):
         w = word(x, k1)
-        x = u32(x + u32(0x9E3779B9))
+        x = u32(x + STRIDE)
         u = (f64(w) + 0.5) * 2.0**-32
         values[i] = _blend(before[i], values[i], f32(u * span + low), False)
 
@@ -251,6 +261,7 @@ STORED = {FLOAT32: f32(0), FLOAT64: f64(0), BFLOAT16: np.uint16(0)}
 
 # What the kernels here are built from, beside this file.
 SOURCES = (reference.__file__, threads.__file__, vectorize.__file__)
+_source = checksum(*SOURCES)
 
 
 def compiled(**options):
@@ -281,7 +292,7 @@ def blend_kernel(kind: int, dtype: int) -> int:
     Returns:
         The address of a C function ``void (job *)``; compiled at the first call, then read from numba's cache.
     """
-    number, source = STORED[dtype], checksum(*SOURCES)
+    number, source = STORED[dtype], _source
 
     @compiled()
     def kernel(address):
@@ -296,8 +307,7 @@ def blend_kernel(kind: int, dtype: int) -> int:
                 return
             new, old = pointer(table[chunk, NEW], number), pointer(table[chunk, OLD], number)
             n, first = i32(table[chunk, LENGTH]), table[chunk, FIRST]
-            k0, k1 = key(job[SEED], job[TICK], job[STREAM], table[chunk, UNIT], first >> 28)
-            x0 = u32(u32(u32(first & 0xFFFFFFF) * u32(0x9E3779B9)) + k0)
+            x0, k1 = start(job[SEED], job[TICK], job[STREAM], table[chunk, UNIT], first)
             if kind in (NORMAL, NEAR_ONE):
                 _blend_normal(new, old, n, x0, k1, f32(a), f32(b), f32(c), kind == NEAR_ONE)
             elif kind == BERNOULLI:
@@ -328,7 +338,7 @@ def copy_kernel(dtype: int) -> int:
     Returns:
         As :func:`blend_kernel`.
     """
-    number, source = STORED[dtype], checksum(*SOURCES)
+    number, source = STORED[dtype], _source
 
     @compiled()
     def kernel(address):

@@ -16,12 +16,12 @@ SegmentKey = Callable[[int], tuple[int, int]]
 CHUNK = 1 << 17
 
 
-def runs(start: int, count: int) -> Iterator[tuple[int, int]]:
+def runs(start: int, count: int, longest: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Cuts ``count`` elements from logical index ``start`` on into (offset, length) runs within one segment each."""
     offset = 0
     while offset < count:
         room = SEGMENT - (start + offset) % SEGMENT
-        length = min(CHUNK, room, count - offset)
+        length = min(longest, room, count - offset)
         yield offset, length
         offset += length
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_kernel = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))  # the C function at an address
+c_function = cache(ctypes.CFUNCTYPE(None, ctypes.c_void_p))  # the ``void (job *)`` at an address
 
 # torch's own: below this many elements a second thread costs more than it brings.
 GRAIN = 1 << 15
@@ -51,13 +51,13 @@ class Shares:
             self._deal(threads)
         self._next[:] = self._starts
         if threads == 1:
-            _kernel(kernel)(self._address)
+            c_function(kernel)(self._address)
         elif (openmp := _torchs_openmp()) is not None:
             openmp.GOMP_parallel(kernel, self._address, threads, 0)
         else:
             # ctypes releases Python's lock during the call, so plain threads work too, only with more delay.
-            others = [_pool(threads - 1).submit(_kernel(kernel), self._address) for _ in range(threads - 1)]
-            _kernel(kernel)(self._address)
+            others = [_pool(threads - 1).submit(c_function(kernel), self._address) for _ in range(threads - 1)]
+            c_function(kernel)(self._address)
             for other in others:
                 other.result()
 

@@ -25,15 +25,16 @@ from flatter.noise.cpu import (
     FLOAT32,
     FLOAT64,
     NORMAL,
+    STRIDE,
     UNIFORM,
     checksum,
     compiled,
     double_of,
     fma,
-    key,
     normal,
     own_share,
     pointer,
+    start,
     stored,
     take,
     wide,
@@ -58,8 +59,6 @@ ROW, OFFSET, LENGTH, CHUNK_COLUMNS = range(4)
 # The columns of a row: addresses of the parameter, its gradient, up to three states and the step counter; logical
 # index of its first element, unit, whether its momentum starts now, and two float64 that ``count`` leaves.
 PARAMETER, GRADIENT, STATE, COUNTER, FIRST, UNIT, FRESH, RATE, ROOT, ROW_COLUMNS = 0, 1, 2, 5, 6, 7, 8, 9, 10, 11
-
-_HASH = u32(0x9E3779B9)
 
 _source = checksum(*cpu.SOURCES, cpu.__file__)
 
@@ -97,7 +96,7 @@ def _sgd(
     x = x0
     for i in range(n):
         f = type(rate)(_factor(kind, word(x, k1), a, b, c))
-        x = u32(x + _HASH)
+        x = u32(x + STRIDE)
         was = params[i]
         p, g = wide(was), wide(grads[i])
         if ascends:
@@ -125,7 +124,7 @@ def _adam(
     x = x0
     for i in range(n):
         f = type(rate)(_factor(kind, word(x, k1), a, b, c))
-        x = u32(x + _HASH)
+        x = u32(x + STRIDE)
         was = params[i]
         p, g = wide(was), wide(grads[i])
         if ascends:
@@ -159,7 +158,7 @@ def _rmsprop(
     x = x0
     for i in range(n):
         f = type(rate)(_factor(kind, word(x, k1), a, b, c))
-        x = u32(x + _HASH)
+        x = u32(x + STRIDE)
         was = params[i]
         p, g = wide(was), wide(grads[i])
         if ascends:
@@ -195,9 +194,7 @@ def _open(address, chunk_type):
 @njit(inline="always")
 def _start(row, chunk, job):
     """(x0, k1) of a chunk: what the hash of its first element starts from."""
-    first = row[FIRST] + chunk[OFFSET]
-    k0, k1 = key(job[SEED], job[TICK], job[STREAM], row[UNIT], first >> 28)
-    return u32(u32(u32(first & 0xFFFFFFF) * _HASH) + k0), k1
+    return start(job[SEED], job[TICK], job[STREAM], row[UNIT], row[FIRST] + chunk[OFFSET])
 
 
 def _at(row, column, chunk, like):

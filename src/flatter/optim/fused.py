@@ -204,9 +204,9 @@ class FusedStep(NoisyStep):
             fresh = _start(update)
             units = self._factors.units(update.params)
             plan = make_plan(update, fresh, units, self._fused._kernel, form, stream)  # may compile, for seconds
-            for param, state, is_new in zip(update.params, update.states[0] if any(fresh) else [], fresh, strict=False):
+            for position, is_new in enumerate(fresh):
                 if is_new:  # only now: an interrupted first step must find no momentum when it is made again
-                    self._fused.state[param][update.first_state] = state
+                    self._fused.state[update.params[position]][update.first_state] = update.states[0][position]
             self._plans[index] = Footprint(self._fused, groups[index], update), plan
             grads[index] = local(update.grads)
         tick = self._factors.calendar.tick(perturbation, step)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from functools import cache
 from operator import attrgetter
@@ -16,14 +15,14 @@ from torch import Tensor
 
 from flatter.attach.shards import local_part
 from flatter.noise.blender import KernelForm
-from flatter.noise.keys import SEGMENT, as_int64
-from flatter.noise.threads import Shares
+from flatter.noise.dispatch import runs
+from flatter.noise.keys import as_int64
+from flatter.noise.threads import Shares, c_function
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _NO_STATE: dict[str, Any] = {}
 _form = attrgetter("dtype", "layout", "shape")
-_Kernel = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 # An optimizer's settings: the kernel's compile-time options and its numbers.
@@ -195,8 +194,8 @@ class Plan:
         self._calls: list[_Call] = []
         for dtype in {param.dtype: None for param in params}:
             alike = [(row, param.numel(), starts[row]) for row, param in enumerate(params) if param.dtype == dtype]
-            chunks = np.array([c for row in alike for c in _chunks(*row, cpu.CHUNK)], dtype=np.int64)
-            chunks = chunks.reshape(-1, cpu.CHUNK_COLUMNS)
+            cuts = [(row, *run) for row, size, start in alike for run in runs(start, size, cpu.CHUNK)]
+            chunks = np.array(cuts, dtype=np.int64).reshape(-1, cpu.CHUNK_COLUMNS)
             job = np.zeros(cpu.JOB_WORDS, dtype=np.int64)
             job[[cpu.CHUNKS, cpu.CHUNK_TABLE, cpu.ROWS, cpu.ROW_TABLE, cpu.STREAM]] = (
                 len(chunks), chunks.ctypes.data, len(self._rows), self._rows.ctypes.data, stream,
@@ -210,7 +209,7 @@ class Plan:
             shares = Shares(job, chunks[:, cpu.LENGTH].tolist())
             numbers = job.view(np.float64)[cpu.NUMBERS : cpu.NUMBERS + len(update.numbers)]
             self._calls.append(_Call(address, job, numbers, chunks, shares))
-        self._count = _Kernel(cpu.count_kernel()) if update.counters else None
+        self._count = c_function(cpu.count_kernel()) if update.counters else None
 
     def run(self, grads: list[Tensor], numbers: tuple[float, ...], seed: int, tick: int) -> None:
         """Does an update with gradients and settings of this step, and with the factors of (seed, tick)."""
@@ -254,14 +253,3 @@ def _memory(params: list[Tensor], states: list[Tensor]) -> tuple[list[int], list
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
-
-
-def _chunks(row: int, size: int, start: int, longest: int) -> list[tuple[int, int, int]]:
-    """The chunks of one parameter, none of which crosses a segment."""
-    chunks = []
-    offset = 0
-    while offset < size:
-        length = min(longest, size - offset, SEGMENT - (start + offset) % SEGMENT)
-        chunks.append((row, offset, length))
-        offset += length
-    return chunks
