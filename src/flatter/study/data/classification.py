@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,16 @@ class Classification:
         train_x, val_x, test_x: normalised inputs, float32, shape ``(n, features)``: images are flattened row by row.
         train_y, val_y, test_y: class of each input, int64, shape ``(n,)``, in ``0 .. classes - 1``.
         classes: number of classes.
+
+    ``test_x`` and ``test_y`` are ``None`` in what a tuning trial is handed: see :meth:`without_test`.
     """
 
     train_x: torch.Tensor
     train_y: torch.Tensor
     val_x: torch.Tensor
     val_y: torch.Tensor
-    test_x: torch.Tensor
-    test_y: torch.Tensor
+    test_x: torch.Tensor | None
+    test_y: torch.Tensor | None
     classes: int
 
     def to(self, device: torch.device | str) -> Classification:
@@ -38,10 +40,14 @@ class Classification:
             train_y=self.train_y.to(device),
             val_x=self.val_x.to(device),
             val_y=self.val_y.to(device),
-            test_x=self.test_x.to(device),
-            test_y=self.test_y.to(device),
+            test_x=None if self.test_x is None else self.test_x.to(device),
+            test_y=None if self.test_y is None else self.test_y.to(device),
             classes=self.classes,
         )
+
+    def without_test(self) -> Classification:
+        """Return the same data without the test split: what is not there cannot be chosen on."""
+        return replace(self, test_x=None, test_y=None)
 
 
 def normalised(

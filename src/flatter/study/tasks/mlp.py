@@ -42,9 +42,9 @@ def train_mlp(trial: Trial, settings: Settings, data: Classification, *, widths:
     ``ceil(n / batch_size)`` steps.
 
     Reported per epoch: ``train_loss``, the mean over the examples of the loss at the step that used them; ``val_error``
-    and ``test_error`` after the epoch, in percent, NaN when an output of the model is not finite; ``seconds``, the time
-    for training alone, evaluation excluded. The flatness, where it is asked for, is that of the cross-entropy without
-    weight decay, on the first training examples.
+    and, where the data have a test split, ``test_error`` after the epoch, in percent, NaN when an output of the model
+    is not finite; ``seconds``, the time for training alone, evaluation excluded. The flatness, where it is asked for,
+    is that of the cross-entropy without weight decay, on the first training examples.
 
     Args:
         trial: the seed, and where to attach and report.
@@ -84,13 +84,16 @@ def train_mlp(trial: Trial, settings: Settings, data: Classification, *, widths:
         scheduler.step()
         seconds = _now(device) - start
 
-        trial.report(
-            seconds=seconds,
-            train_loss=total_loss.item() / examples,
-            val_error=error_percent(model, data.val_x, data.val_y),
-            test_error=error_percent(model, data.test_x, data.test_y),
-        )
+        trial.report(seconds=seconds, train_loss=total_loss.item() / examples, **_errors(model, data))
     trial.measure_flatness(model, F.cross_entropy, flatness_batches(data))
+
+
+def _errors(model: nn.Module, data: Classification) -> dict[str, float]:
+    """Error on the validation split, and on the test split where the data have one."""
+    errors = {"val_error": error_percent(model, data.val_x, data.val_y)}
+    if data.test_x is not None and data.test_y is not None:
+        errors["test_error"] = error_percent(model, data.test_x, data.test_y)
+    return errors
 
 
 def flatness_batches(data: Classification) -> list[tuple[torch.Tensor, torch.Tensor]]:

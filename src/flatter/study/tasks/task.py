@@ -6,10 +6,11 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import Self
 
 from flatter.stats import Better
 
@@ -23,6 +24,8 @@ class SettingsError(ValueError):
 
 class Settings(BaseModel):
     """How a task trains. Immutable; a wrong value or an unknown name is an error.
+
+    A task whose training has more to set (images: augmentation) extends it with fields of its own.
 
     Attributes:
         epochs: passes over the training data, at least 1.
@@ -47,17 +50,18 @@ class Settings(BaseModel):
     schedule: Literal["constant", "cosine", "step"] = "constant"
     device: Literal["cpu", "cuda"] = "cpu"
 
-    def updated(self, changes: Mapping[str, Any]) -> Settings:
+    def updated(self, changes: Mapping[str, Any]) -> Self:
         """Return these settings with ``changes``, validated. Text is converted, as in ``{"epochs": "30"}``.
 
         Raises:
             SettingsError: an unknown name or a value out of range; names each, and the closest known name.
         """
         try:
-            return Settings.model_validate({**self.model_dump(), **changes})
+            return type(self).model_validate({**self.model_dump(), **changes})
         except ValidationError as error:
+            known = list(type(self).model_fields)
             raise SettingsError(
-                "; ".join(_problem(e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors())
+                "; ".join(_problem(known, e["type"], e["loc"], e["msg"], e["input"]) for e in error.errors())
             ) from None
 
     def check_device(self) -> None:
@@ -72,37 +76,47 @@ class Settings(BaseModel):
             )
 
 
-def _problem(kind: str, location: tuple[int | str, ...], message: str, value: object) -> str:
+def _problem(names: list[str], kind: str, location: tuple[int | str, ...], message: str, value: object) -> str:
     name = str(location[0])
     if kind == "extra_forbidden":
-        names = list(Settings.model_fields)
         close = difflib.get_close_matches(name, names, n=1)
         hint = f", did you mean '{close[0]}'?" if close else ";"
         return f"there is no setting '{name}'{hint} The settings are {', '.join(names)}"
     return f"{name} = {value!r}: {message[0].lower()}{message[1:]}"
 
 
+class TaskData(Protocol):
+    """What every task's data can do."""
+
+    def without_test(self) -> TaskData:
+        """The same data without the test split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """A training problem on which arms are compared.
+
+    While settings are tuned, ``train`` is handed ``load(...).without_test()``, and reports no test metric.
 
     Attributes:
         name: name on the command line, such as ``"digits-mlp"``.
         summary: one line that says what is trained on what.
         settings: default settings.
         load: gives the data; the argument is the data folder, ``None`` for the default. A task that needs no files
-            ignores it.
+            ignores it. What it gives has a method ``without_test()`` that returns it without the test split.
         train: trains one model; gets the trial, the settings and what ``load`` gave.
         metric: the reported metric that is judged.
-        unit: its unit.
-        better: whether lower or higher values of it are better.
+        validation_metric: the reported metric that settings are chosen by, in the same unit.
+        unit: their unit.
+        better: whether lower or higher values of them are better.
     """
 
     name: str
     summary: str
     settings: Settings
-    load: Callable[[Path | None], Any]
-    train: Callable[[Trial, Settings, Any], None]
+    load: Callable[[Path | None], TaskData]
+    train: Callable[[Trial, Any, Any], None]
     metric: str = "test_error"
+    validation_metric: str = "val_error"
     unit: str = "%"
     better: Better = "lower"
