@@ -1,0 +1,21 @@
+"""What a study file says, checked before anything runs."""
+
+from flatter.study.spec.read import StudyError, parse_study, read_study
+from flatter.study.spec.space import Choices, Range, Space, Times
+from flatter.study.spec.study_spec import ArmSpec, CellSpec, FinalSpec, PaperSpec, StudySpec, TuningSpec
+
+__all__ = [
+    "ArmSpec",
+    "CellSpec",
+    "Choices",
+    "FinalSpec",
+    "PaperSpec",
+    "Range",
+    "Space",
+    "StudyError",
+    "StudySpec",
+    "Times",
+    "TuningSpec",
+    "parse_study",
+    "read_study",
+]
