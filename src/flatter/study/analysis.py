@@ -39,7 +39,8 @@ def analyse(
     metric, better = subject.metric, subject.better
     by_trial = {(record.arm, record.seed): record for record in records}
     of_arm = {arm.name: [by_trial[arm.name, seed] for seed in seeds] for arm in arms}
-    final = {name: [_final(record, metric) for record in own] for name, own in of_arm.items()}
+    # A failed trial is NaN, which makes the pair's verdict "failed".
+    final = {name: [record.final(metric) for record in own] for name, own in of_arm.items()}
     against_vanilla = {arm.name: (final[arm.name], final[VANILLA]) for arm in arms if arm.name != VANILLA}
     against_control = {
         arm.name: (final[arm.name], final[arm.control]) for arm in arms if arm.control not in (None, VANILLA)
@@ -71,7 +72,7 @@ def _summary(
 ) -> ArmSummary:
     records = of_arm[arm.name]
     finished = [record for record in records if record.status == "finished"]
-    values = [_final(record, metric) for record in finished]
+    values = [record.final(metric) for record in finished]
     return ArmSummary(
         name=arm.name,
         description=arm.description,
@@ -86,11 +87,6 @@ def _summary(
         vs_control=vs_control,
         time_ratio=_time_ratio(records, of_arm[VANILLA]),
     )
-
-
-def _final(record: Record, metric: str) -> float:
-    """The final epoch's metric; NaN for a failed trial, which makes the pair's verdict "failed"."""
-    return float(record.epochs[-1][metric]) if record.status == "finished" else math.nan
 
 
 def _best(record: Record, metric: str, better: Better) -> float:

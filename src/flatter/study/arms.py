@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from flatter import methods
@@ -58,6 +58,7 @@ class Arm:
         description: one line for the report; default: made from the rest.
         control: name of the arm with the same mean rate and no randomness, filled in by :func:`with_controls`.
         is_control: whether this arm is such a control.
+        settings: changes to the task's settings in this arm alone, such as ``{"learning_rate": 0.05}``; default: none.
 
     Raises:
         ArmError: an empty name, or something that is not a perturbation.
@@ -69,6 +70,7 @@ class Arm:
     description: str = ""
     control: str | None = None
     is_control: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = self.perturbation
@@ -89,7 +91,7 @@ class Arm:
         return self.perturbation
 
     def to_dict(self) -> dict[str, Any]:
-        """What the arm does, as plain data: what a trial is identified by. Its name does not count."""
+        """What the arm does to the learning rate, as plain data: what a trial is identified by. Its name is not."""
         return {
             "perturbations": [p.to_dict() for p in self.perturbations],
             "peak": None if self.peak is None else asdict(self.peak),
@@ -104,7 +106,15 @@ class Arm:
                 else f"{self.peak.shape} peak schedule, {self.peak.height:g} × the usual maximum rate"
             )
         parts += [_describe(p) for p in self.perturbations]
-        return "; ".join(parts) or "the training as it is"
+        if not parts:
+            parts.append("the training as it is")
+        if self.settings:
+            parts.append(", ".join(f"{name} {value}" for name, value in self.settings.items()))
+        return "; ".join(parts)
+
+    def is_same(self, other: Arm) -> bool:
+        """Whether both do the same, whatever they are called."""
+        return self.to_dict() == other.to_dict() and dict(self.settings) == dict(other.settings)
 
 
 def _describe(p: Perturbation) -> str:
@@ -179,13 +189,15 @@ def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, .
     Raises:
         ArmError: two arms with one name, or an arm named vanilla that is not.
     """
-    chosen = [arm for arm in arms if arm.name != VANILLA or arm.to_dict() != Arm(VANILLA).to_dict()]
-    result = [Arm(VANILLA)]
+    given = list(arms)
+    vanilla = next((arm for arm in given if _is_vanilla(arm)), Arm(VANILLA))
+    chosen = [arm for arm in given if not _is_vanilla(arm)]
+    result = [vanilla]
     for arm in chosen:
         control = _control_of(arm) if controls and not arm.is_control and arm.control is None else None
         if control is None:
             result.append(arm)
-        elif control.to_dict() == result[0].to_dict():
+        elif control.is_same(vanilla):
             result.append(replace(arm, control=VANILLA))
         else:
             result += [replace(arm, control=control.name), control]
@@ -199,14 +211,23 @@ def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, .
     return tuple(result)
 
 
+def _is_vanilla(arm: Arm) -> bool:
+    return arm.name == VANILLA and arm.to_dict() == Arm(VANILLA).to_dict()
+
+
 def _control_of(arm: Arm) -> Arm | None:
+    if not arm.perturbations and arm.peak is None:
+        return None  # nothing is done to the rate: there is no randomness to take away
     if any(p.is_bounded for p in arm.perturbations):
         return None  # with bounds the mean rate follows from the schedule: no one factor has it
     matched = tuple(p.matched_rate() for p in arm.perturbations)
     kept = tuple(p for p in matched if not p.is_identity)
     peak = None if arm.peak is None else replace(arm.peak, mean_only=True)
-    mean = ", ".join(f"{p.distribution.mean:g}" for p in kept)
-    what = (
-        f"own schedule at the mean rate of {arm.name}" if peak else f"no randomness: rate × {mean} in the same epochs"
-    )
-    return Arm(f"{arm.name} (control)", kept, peak, description=what, is_control=True)
+    if peak:
+        what = f"own schedule at the mean rate of {arm.name}"
+    elif kept:
+        mean = ", ".join(f"{p.distribution.mean:g}" for p in kept)
+        what = f"no randomness: rate × {mean} in the same epochs"
+    else:
+        what = f"the settings of {arm.name} without its noise"
+    return Arm(f"{arm.name} (control)", kept, peak, description=what, is_control=True, settings=arm.settings)

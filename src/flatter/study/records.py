@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -44,6 +45,13 @@ class Record:
         error: the message of a failed trial, else ``None``.
         versions: the versions that the trial ran under, such as ``{"torch": "2.13.0"}``.
         flatness: how flat the final model is; ``None`` where it was not asked for or the training did not get so far.
+        spec: all that identifies the trial but for the versions, as plain data; see :class:`TrialSpec`.
+        started: when it started, UTC, such as ``"2026-03-01T12:00:00+00:00"``.
+        seconds: what it took, evaluation included, loading the data excluded.
+        memory: peak bytes by kind: ``"resident"``, ``"gpu"``.
+        environment: what it ran on, such as ``{"platform": ..., "commit": ...}``.
+
+    The last five are ``None`` in records of older versions.
     """
 
     key: str
@@ -55,3 +63,12 @@ class Record:
     error: str | None = None
     versions: Mapping[str, str] | None = None
     flatness: FlatnessRecord | None = None
+    spec: Mapping[str, Any] | None = None
+    started: str | None = None
+    seconds: float | None = None
+    memory: Mapping[str, int] | None = None
+    environment: Mapping[str, str] | None = None
+
+    def final(self, metric: str) -> float:
+        """The final epoch's metric; NaN for a failed trial."""
+        return float(self.epochs[-1][metric]) if self.status == "finished" else math.nan

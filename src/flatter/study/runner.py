@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import platform
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from hashlib import sha256
-from typing import Protocol
-
-import torch
+from typing import Any, Literal, Protocol
 
 from flatter.study.arms import VANILLA, Arm
 from flatter.study.comparison import Subject
 from flatter.study.flatness import FlatnessSettings
+from flatter.study.machine import environment, peak_memory, start_memory_count, versions
 from flatter.study.records import Record, Status
 from flatter.study.store import Store
 from flatter.study.trial import Trial, TrialError
-from flatter.version import __version__
 
 TrainFunction = Callable[[Trial], None]
 
@@ -31,17 +30,35 @@ class TrialSpec:
         subject: what is trained and judged.
         arm: the arm.
         seed: the seed.
+        threads: torch's CPU threads where the study fixes them; ``None``: left as they are.
     """
 
     subject: Subject
     arm: Arm
     seed: int
+    threads: int | Literal["fair"] | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The subject's settings with the arm's changes."""
+        return {**self.subject.settings, **self.arm.settings}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the outcome, but for the versions, as plain data."""
+        content = {
+            "task": self.subject.name,
+            "metric": self.subject.metric,
+            "arm": self.arm.to_dict(),
+            "seed": self.seed,
+            "settings": self.settings,
+        }
+        # One thread is what the built-in tasks always had.
+        return content if self.threads in (None, 1) else {**content, "threads": self.threads}
 
     @property
     def key(self) -> str:
         """Hash of all that decides the outcome: the specification and the versions that it runs under."""
-        subject = self.subject
-        content = [subject.name, subject.metric, self.arm.to_dict(), self.seed, subject.settings, versions()]
+        content = [*self.to_dict().values(), versions()]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -59,11 +76,6 @@ class Watcher(Protocol):
 
     def ended(self, spec: TrialSpec, record: Record, number: int, total: int) -> None:
         """It ended, or was found in the store."""
-
-
-def versions() -> dict[str, str]:
-    """The versions that decide a trial's outcome."""
-    return {"flatter": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def plan(subject: Subject, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> list[TrialSpec]:
@@ -108,7 +120,7 @@ def run(
         record = store.get(spec.key)
         if record is None or _lacks_flatness(record, flatness) or (retry_failed and _failed(record, flatness)):
             watcher.started(spec, number, len(specs))
-            record = _run_one(spec, train, watcher, flatness)
+            record = run_trial(spec, train, watcher, flatness=flatness, failures=spec.arm.name != VANILLA)
             store.put(record)
         # The key says what was done; the arm may have gone by another name when it was done.
         record = replace(record, arm=spec.arm.name)
@@ -132,7 +144,29 @@ def _failed(record: Record, flatness: FlatnessSettings | None) -> bool:
     return record.status == "failed" or (flatness is not None and bool(record.flatness and record.flatness.missing))
 
 
-def _run_one(spec: TrialSpec, train: TrainFunction, watcher: Watcher, flatness: FlatnessSettings | None) -> Record:
+def run_trial(
+    spec: TrialSpec,
+    train: TrainFunction,
+    watcher: Watcher,
+    *,
+    flatness: FlatnessSettings | None = None,
+    failures: bool = True,
+) -> Record:
+    """Runs one trial, whatever the store holds.
+
+    Args:
+        spec: the trial.
+        train: the training function.
+        watcher: who is told of its epochs.
+        flatness: what to measure of the final model; default: nothing.
+        failures: whether an exception in the training is the trial's outcome (the default) or raised.
+
+    Raises:
+        TrialError: the training function does not use its trial as it must.
+    """
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    clock = time.perf_counter()
+    start_memory_count()
     trial = Trial(
         spec.arm,
         spec.seed,
@@ -152,7 +186,7 @@ def _run_one(spec: TrialSpec, train: TrainFunction, watcher: Watcher, flatness: 
     except TrialError:
         raise
     except Exception as exception:
-        if spec.arm.name == VANILLA:
+        if not failures:
             raise
         error = f"{type(exception).__name__}: {exception}"
     metric = spec.subject.metric
@@ -169,6 +203,11 @@ def _run_one(spec: TrialSpec, train: TrainFunction, watcher: Watcher, flatness: 
         error=error,
         versions=versions(),
         flatness=trial.flatness,
+        spec=spec.to_dict(),
+        started=started,
+        seconds=time.perf_counter() - clock,
+        memory=peak_memory(),
+        environment=environment(),
     )
 
 

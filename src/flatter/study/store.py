@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
 
 from flatter.study.records import FlatnessRecord, Record
 
-SCHEMA = 2  # 2: a record may have flatness measures; records of 1 have none and are read as they are
+# 2: a record may have flatness measures. 3: it has its specification, time and memory, and what people look for stands
+# in columns of its own. Records of older schemas lack what they lack, and are read as they are.
+SCHEMA = 3
+_COLUMNS = ("task", "arm", "metric", "seed", "status", "error", "started", "seconds")
 
 
 class StoreError(Exception):
@@ -19,31 +27,64 @@ class StoreError(Exception):
 class Store:
     """Records by the key of their trial. Every record is on disk before the next trial starts.
 
+    One program at a time may write to a file; others may read it meanwhile.
+
     Args:
         path: the SQLite file, made if it is not there; ``None`` keeps the records in memory.
+        read_only: only read: the file must be there, and stays as it is.
 
     Raises:
-        StoreError: the file cannot be made or written, is not a store, or is of a newer version.
+        StoreError: the file cannot be made, read or written, is not a store, is of a newer version, or another
+            program is writing to it.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
         self._path = path
+        self._lock = None if path is None or read_only else FileLock(path.with_name(path.name + ".lock"), timeout=0)
         try:
-            if path is not None:
+            if path is not None and not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(":memory:" if path is None else path, timeout=30)
-            self._open()
+            if self._lock is not None:
+                self._lock.acquire()
+            where = ":memory:" if path is None else f"file:{quote(str(path))}" + ("?mode=ro" if read_only else "")
+            self._connection = sqlite3.connect(where, timeout=30, uri=path is not None)
+            self._open(read_only)
+        except Timeout:
+            raise StoreError(f"another flatter is writing to {path}: wait for it, or {_ADVICE.lower()}") from None
         except (sqlite3.Error, OSError) as error:
+            self._release()
             raise StoreError(f"cannot use {path} as the store of finished trials: {error}. {_ADVICE}") from None
 
-    def _open(self) -> None:
+    def _open(self, read_only: bool) -> None:
         version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
+            self.close()
             raise StoreError(f"{self._path} was written by a newer flatter (schema {version}): update, or {_ADVICE}")
+        if read_only:
+            self._connection.execute("SELECT key FROM trials LIMIT 1")
+            return
         self._connection.execute("PRAGMA journal_mode = WAL")
         with self._connection:
+            # Python begins no transaction before these: without one a migration could stop halfway.
+            self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            if version < SCHEMA:
+                self._add_columns()
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def _add_columns(self) -> None:
+        """Brings a file of schema 0 (new), 1 or 2 to 3."""
+        there = {row[1] for row in self._connection.execute("PRAGMA table_info(trials)")}
+        for name in _COLUMNS:
+            if name not in there:
+                self._connection.execute(f"ALTER TABLE trials ADD COLUMN {name}")
+        for key, text in self._connection.execute("SELECT key, record FROM trials").fetchall():
+            values = _columns(_parse(text))
+            assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
+            self._connection.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values, key))
+
+    def __contains__(self, key: str) -> bool:
+        return self._read("SELECT 1 FROM trials WHERE key = ?", key) is not None
 
     def get(self, key: str) -> Record | None:
         """The record of a trial, or ``None`` if it has not ended yet.
@@ -51,20 +92,39 @@ class Store:
         Raises:
             StoreError: the file is damaged.
         """
+        row = self._read("SELECT record FROM trials WHERE key = ?", key)
+        return None if row is None else self._checked(row[0])
+
+    def records(self) -> Iterator[Record]:
+        """All records, one after the other, in the order in which they were kept.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
         try:
-            row = self._connection.execute("SELECT record FROM trials WHERE key = ?", (key,)).fetchone()
-            if row is None:
-                return None
-            fields = json.loads(row[0])
-            flatness = fields.pop("flatness", None)
-            if flatness is not None:
-                flatness = FlatnessRecord(**{**flatness, "unconverged": tuple(flatness["unconverged"])})
-            record = Record(**{**fields, "epochs": tuple(fields["epochs"]), "flatness": flatness})
+            for (text,) in self._connection.execute("SELECT record FROM trials ORDER BY rowid"):
+                yield self._checked(text)
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
+
+    def _read(self, query: str, key: str) -> tuple[Any, ...] | None:
+        try:
+            row: tuple[Any, ...] | None = self._connection.execute(query, (key,)).fetchone()
+            return row
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
+
+    def _checked(self, text: str) -> Record:
+        try:
+            record = _parse(text)
             if record.status == "finished" and not record.epochs:
                 raise ValueError("a finished trial without epochs")
             return record
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{self._path} is damaged ({error}); nothing was overwritten. {_ADVICE}") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> StoreError:
+        return StoreError(f"{self._path} is damaged ({error}); nothing was overwritten. {_ADVICE}")
 
     def put(self, record: Record) -> None:
         """Keeps a record, on disk when this returns.
@@ -75,7 +135,9 @@ class Store:
         try:
             with self._connection:
                 self._connection.execute(
-                    "INSERT OR REPLACE INTO trials VALUES (?, ?)", (record.key, json.dumps(asdict(record)))
+                    f"INSERT OR REPLACE INTO trials (key, record, {', '.join(_COLUMNS)}) "
+                    f"VALUES (?, ?{', ?' * len(_COLUMNS)})",
+                    (record.key, json.dumps(asdict(record)), *_columns(record)),
                 )
         except sqlite3.Error as error:
             raise StoreError(
@@ -86,12 +148,30 @@ class Store:
     def close(self) -> None:
         """Closes the file."""
         self._connection.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _parse(text: str) -> Record:
+    fields = json.loads(text)
+    flatness = fields.pop("flatness", None)
+    if flatness is not None:
+        flatness = FlatnessRecord(**{**flatness, "unconverged": tuple(flatness["unconverged"])})
+    return Record(**{**fields, "epochs": tuple(fields["epochs"]), "flatness": flatness})
+
+
+def _columns(record: Record) -> list[Any]:
+    own = {**asdict(record), "metric": (record.spec or {}).get("metric")}
+    return [own[name] for name in _COLUMNS]
 
 
 _ADVICE = "Choose another output folder, or move the file away"
