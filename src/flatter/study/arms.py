@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import re
@@ -139,6 +140,52 @@ METHODS: dict[str, Callable[..., Any]] = {
 DEFAULT_ARMS = ("leap", "lr_dropout", "random_lr", "ralr", "gaussian_peak", "laplacian_peak")
 
 
+def make_arm(
+    method: str, arguments: Mapping[str, float], *, name: str = "", settings: Mapping[str, Any] | None = None
+) -> Arm:
+    """Builds an arm from a method and its arguments.
+
+    Args:
+        method: ``"vanilla"`` or one of :data:`METHODS`.
+        arguments: its arguments by name; the others have the paper's defaults.
+        name: what the table calls it; default: the method.
+        settings: changes to the task's settings in this arm alone.
+
+    Raises:
+        ArmError: an unknown method or argument, or a value that the method refuses.
+    """
+    known = arguments_of(method)
+    for argument in arguments:
+        if argument not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ArmError(f"{method} has no setting {argument!r}: {has}")
+    chosen = dict(settings or {})
+    if method == VANILLA:
+        return Arm(name or VANILLA, settings=chosen)
+    try:
+        made = METHODS[method](**arguments)
+    except ValueError as error:
+        raise ArmError(str(error)) from None
+    if isinstance(made, Peak):
+        return Arm(name or method, peak=made, settings=chosen)
+    return Arm(name or method, made, settings=chosen)
+
+
+def arguments_of(method: str) -> dict[str, float]:
+    """The arguments of a method with their defaults.
+
+    Raises:
+        ArmError: there is no such method; the message has the closest name and all names.
+    """
+    if method == VANILLA:
+        return {}
+    if method not in METHODS:
+        close = difflib.get_close_matches(method, (VANILLA, *METHODS), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ArmError(f"there is no method {method!r}: {hint}The methods are {', '.join((VANILLA, *METHODS))}")
+    return {name: parameter.default for name, parameter in inspect.signature(METHODS[method]).parameters.items()}
+
+
 def parse_arm(text: str) -> Arm:
     """Builds an arm from its name, with or without settings: ``leap`` or ``leap(sigma=0.1)``; the text is its name.
 
@@ -147,27 +194,20 @@ def parse_arm(text: str) -> Arm:
     """
     text = text.strip()
     match = re.fullmatch(r"(\w+)\s*(?:\((.*)\))?", text)
-    name = match[1] if match else text
-    if match is None or (name not in METHODS and name != VANILLA):
+    method = match[1] if match else text
+    if match is None or (method not in METHODS and method != VANILLA):
         raise ArmError(f"there is no arm {text!r}: choose from {VANILLA}, {', '.join(METHODS)}; as in leap(sigma=0.1)")
-    if name == VANILLA:
-        return Arm(VANILLA)
-    method = METHODS[name]
     arguments = {}
     for item in filter(None, (match[2] or "").split(",")):
         setting, _, value = (part.strip() for part in item.partition("="))
-        known = inspect.signature(method).parameters
-        if setting not in known:
-            raise ArmError(f"{name} has no setting {setting!r}: it has {', '.join(known)}")
-        try:
-            arguments[setting] = float(value)
-        except ValueError:
-            raise ArmError(f"{name}: {setting} must be a number, got {value!r}") from None
-    try:
-        made = method(**arguments)
-    except ValueError as error:
-        raise ArmError(str(error)) from None
-    return Arm(text, peak=made) if isinstance(made, Peak) else Arm(text, made)
+        if setting in arguments_of(method):
+            try:
+                arguments[setting] = float(value)
+            except ValueError:
+                raise ArmError(f"{method}: {setting} must be a number, got {value!r}") from None
+        else:
+            arguments[setting] = math.nan  # refused by name, whatever its value
+    return make_arm(method, arguments, name=VANILLA if method == VANILLA else text)
 
 
 def split_arms(text: str) -> list[str]:

@@ -55,6 +55,7 @@ class Subject:
         unit: its unit, such as ``"%"``; may be empty.
         better: ``"lower"`` or ``"higher"``.
         settings: all that the training depends on besides arm and seed, as plain data.
+        code: a text that changes with the training function, where that is the user's own; else empty.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Subject:
     unit: str
     better: Better
     settings: Mapping[str, Any]
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)

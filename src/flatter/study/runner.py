@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
@@ -52,10 +53,13 @@ class TrialSpec:
             "seed": self.seed,
             "settings": self.settings,
         }
-        # One thread is what the built-in tasks always had.
-        return content if self.threads in (None, 1) else {**content, "threads": self.threads}
+        if self.threads not in (None, 1):  # one thread is what the built-in tasks always had
+            content["threads"] = self.threads
+        if self.subject.code:
+            content["code"] = self.subject.code
+        return content
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of all that decides the outcome: the specification and the versions that it runs under."""
         content = [*self.to_dict().values(), versions()]

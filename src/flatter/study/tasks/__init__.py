@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -68,13 +71,33 @@ TASKS: dict[str, Task] = {task.name: task for task in (_digits_mlp(), *(_mnist_m
 
 
 def get_task(name: str) -> Task:
-    """Return the built-in task of that name.
+    """Return the built-in task of that name, or the user's own that ``"module:attribute"`` names.
 
     Raises:
         UnknownTaskError: there is none; the message has the closest name and all names.
     """
     if name in TASKS:
         return TASKS[name]
+    if ":" in name:
+        return _import_task(name)
     close = difflib.get_close_matches(name, TASKS, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise UnknownTaskError(f"there is no task '{name}': {hint}The tasks are {', '.join(TASKS)}.")
+
+
+def _import_task(name: str) -> Task:
+    module, _, attribute = name.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:  # as `python -m` does
+        sys.path.insert(0, folder)
+    try:
+        task = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UnknownTaskError(
+            f"the task '{name}' cannot be imported: no module '{error.name}' is in the current folder or installed"
+        ) from None
+    except AttributeError:
+        raise UnknownTaskError(f"the module '{module}' has no '{attribute}', which the task '{name}' names") from None
+    if not isinstance(task, Task):
+        raise UnknownTaskError(f"'{name}' is a {type(task).__name__}, not a flatter.Task")
+    return replace(task, name=name)
