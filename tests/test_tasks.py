@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR
 
 from flatter import methods
+from flatter.distributions import Constant
+from flatter.perturbation import Perturbation
 from flatter.study.arms import Arm
 from flatter.study.data import Classification
+from flatter.study.flatness import FlatnessSettings
 from flatter.study.tasks import TASKS, Settings, SettingsError, UnknownTaskError, get_task, mlp
-from flatter.study.tasks.mlp import build_mlp, error_percent, train_mlp
-from flatter.study.tasks.optimization import build_optimizer
+from flatter.study.tasks.mlp import MlpSettings, build_mlp, error_percent, train_mlp
+from flatter.study.tasks.regularization import disturb_labels
 from flatter.study.trial import Trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-QUICK = Settings(epochs=3, batch_size=64, learning_rate=0.05)
+QUICK = MlpSettings(epochs=3, batch_size=64, learning_rate=0.05)
 
 
 class FakeTrial:
@@ -91,7 +94,7 @@ def equal(first, second):
 
 
 def test_names_and_what_is_judged():
-    assert list(TASKS) == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10))]
+    assert list(TASKS) == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10)), "mnist-fcnet"]
     for name, task in TASKS.items():
         assert get_task(name) is task
         assert (task.name, task.metric, task.unit, task.better) == (name, "test_error", "%", "lower")
@@ -116,6 +119,8 @@ def test_unknown_task_names_the_closest_and_all():
         ("mnist-mlp-6", (784, 256, 128, 64, 32, 10), 244_522),
         ("mnist-mlp-8", (784, 256, 128, 64, 64, 32, 32, 10), 249_738),
         ("mnist-mlp-10", (784, 256, 128, 64, 64, 32, 32, 16, 16, 10), 250_378),
+        # LRD, section IV-A: two hidden layers of 1000.
+        ("mnist-fcnet", (784, 1000, 1000, 10), 1_796_010),
     ],
 )
 def test_widths_and_parameter_counts(name, widths, parameters):
@@ -170,7 +175,7 @@ def test_other_seeds_have_other_weights_and_another_order(digits, monkeypatch):
     assert not equal(first.initial, second.initial)
 
     initialized = mlp._initialized
-    monkeypatch.setattr(mlp, "_initialized", lambda widths, seed: initialized(widths, 0))
+    monkeypatch.setattr(mlp, "_initialized", lambda build, seed: initialized(build, 0))
     first, second = run(digits, seed=0), run(digits, seed=1)
     assert equal(first.initial, second.initial)
     assert not equal(first.last, second.last)  # so the order of the data differs too
@@ -262,18 +267,143 @@ def test_short_step_schedule_begins_with_the_full_rate(digits):
     assert set(rates) == {0.05}
 
 
+def test_schedule_that_changes_at_every_step_is_stepped_at_every_step(digits):
+    trial = FakeTrial()
+    rates = []
+    trial._after_step = lambda optimizer, args, kwargs: rates.append(optimizer.param_groups[0]["lr"])
+    train_mlp(trial, QUICK.updated({"schedule": "cyclic", "epochs": 2}), digits, widths=(64, 10))
+    assert trial.interval == "step"
+    # Up to three times the rate in 8 epochs of 15 steps.
+    assert rates == pytest.approx([0.05 * (1 + 2 * step / (8 * 15)) for step in range(30)])
+
+
+# Regularization
+
+
+def reference(data, seed, *, build=lambda: build_mlp((64, 16, 10)), scheduler=None, labels=None, epochs=2):
+    """A training of its own with QUICK's settings. Returns the final parameters and the mean training losses."""
+    seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(2, np.uint64)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seeds[0])
+        model = build()
+    order = torch.Generator().manual_seed(seeds[1])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    scheduler = scheduler(optimizer) if scheduler else None
+    losses = []
+    for epoch in range(epochs):
+        targets = labels[epoch] if labels else data.train_y
+        total = 0.0
+        for batch in torch.randperm(len(data.train_x), generator=order).split(64):
+            loss = torch.nn.functional.cross_entropy(model(data.train_x[batch]), targets[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        if scheduler:
+            scheduler.step()
+        losses.append(total / len(data.train_x))
+    return [p.detach() for p in model.parameters()], losses
+
+
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("schedule", "scheduler"),
     [
-        ("sgd", {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.001}),
-        ("adam", {"lr": 0.05, "betas": (0.8, 0.999), "weight_decay": 0.001, "decoupled_weight_decay": False}),
-        ("adamw", {"lr": 0.05, "betas": (0.8, 0.999), "weight_decay": 0.001, "decoupled_weight_decay": True}),
+        ("constant", None),
+        ("cosine", lambda optimizer: CosineAnnealingLR(optimizer, 4)),
+        ("step", lambda optimizer: MultiStepLR(optimizer, [2, 3], 0.1)),
     ],
 )
-def test_optimizers_use_every_setting(name, expected):
-    settings = QUICK.updated({"optimizer": name, "momentum": 0.8, "weight_decay": 0.001})
-    group = build_optimizer(settings, build_mlp((2, 2)).parameters()).param_groups[0]
-    assert {key: group[key] for key in expected} == expected
+def test_defaults_train_bit_for_bit_as_the_plain_loop_does(digits, schedule, scheduler):
+    trial = run(digits, QUICK.updated({"epochs": 4, "schedule": schedule}), seed=4)
+    parameters, losses = reference(digits, 4, scheduler=scheduler, epochs=4)
+    assert equal(trial.last, parameters)
+    assert [epoch["train_loss"] for epoch in trial.epochs] == pytest.approx(losses, rel=1e-6)
+
+
+def model_of(parameters):
+    model = build_mlp((64, 16, 10))
+    with torch.no_grad():
+        for p, values in zip(model.parameters(), parameters, strict=True):
+            p.copy_(values)
+    return model
+
+
+def test_label_noise_is_new_in_every_epoch_and_in_training_alone(digits):
+    trial = run(digits, QUICK.updated({"epochs": 2, "label_noise": 0.3}), seed=4)
+    noise = torch.Generator().manual_seed(int(np.random.SeedSequence(4).generate_state(3, np.uint64)[2]))
+    labels = [disturb_labels(digits.train_y, 0.3, 10, noise) for _ in range(2)]
+    assert not torch.equal(*labels)
+    parameters, losses = reference(digits, 4, labels=labels)
+    assert equal(trial.last, parameters)
+    assert [epoch["train_loss"] for epoch in trial.epochs] == pytest.approx(losses, rel=1e-6)
+    model = model_of(trial.last)
+    assert trial.epochs[-1]["val_error"] == error_percent(model, digits.val_x, digits.val_y)
+    assert trial.epochs[-1]["test_error"] == error_percent(model, digits.test_x, digits.test_y)
+
+
+class Masked(torch.nn.Module):
+    """Dropout written out."""
+
+    def __init__(self, generator, dropout):
+        super().__init__()
+        self.generator, self.dropout = generator, dropout
+
+    def forward(self, x):
+        return x * (torch.empty(x.shape).bernoulli_(1 - self.dropout, generator=self.generator) / (1 - self.dropout))
+
+
+def test_dropout_masks_are_the_seeds_and_only_in_training(digits):
+    trial = run(digits, QUICK.updated({"epochs": 2, "dropout": 0.2}), seed=4)
+
+    def build():
+        masks = torch.Generator().manual_seed(int(np.random.SeedSequence(4).generate_state(4, np.uint64)[3]))
+        plain = build_mlp((64, 16, 10))
+        return torch.nn.Sequential(plain[0], plain[1], Masked(masks, 0.2), plain[2])
+
+    parameters, losses = reference(digits, 4, build=build)
+    assert equal(trial.last, parameters)
+    assert [epoch["train_loss"] for epoch in trial.epochs] == pytest.approx(losses, rel=1e-6)
+    model = model_of(trial.last)
+    assert trial.epochs[-1]["val_error"] == error_percent(model, digits.val_x, digits.val_y)
+
+
+def test_dropout_and_label_noise_leave_weights_order_and_global_state_alone(digits):
+    changed = QUICK.updated({"dropout": 0.1, "label_noise": 0.1})
+    before = torch.get_rng_state()
+    plain, noisy, again = run(digits, seed=2), run(digits, changed, seed=2), run(digits, changed, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert equal(plain.initial, noisy.initial)
+    assert not equal(plain.last, noisy.last)
+    assert equal(noisy.last, again.last)
+
+
+def test_arms_of_a_seed_see_the_same_masks_and_wrong_labels(digits, monkeypatch):
+    seen = []
+    original = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        torch.nn.functional, "cross_entropy", lambda x, y: (seen.append((x.detach(), y)), original(x, y))[1]
+    )
+    settings = QUICK.updated({"dropout": 0.2, "label_noise": 0.2, "epochs": 2})
+    # A factor of 0 at every step: the weights stay, so outputs differ between steps by batch and mask alone.
+    still = Perturbation(Constant(0.0), "all", "step")
+    runs = []
+    for arm in (Arm("still", still), Arm("also still", [still, methods.leap(0.5)])):
+        seen.clear()
+        train_mlp(Trial(arm, 3), settings, digits, widths=(64, 16, 10))
+        runs.append(list(seen))
+    for (x, y), (x2, y2) in zip(*runs, strict=True):
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+
+
+def test_flatness_of_a_model_with_dropout_is_that_without_it(digits):
+    settings = QUICK.updated({"dropout": 0.5, "epochs": 1})
+    flatness = FlatnessSettings(max_batches=1, max_iter=3, radii=(0.1,), directions=2)
+    first, second = (Trial(Arm("vanilla"), 3, flatness=flatness) for _ in range(2))
+    for trial in (first, second):
+        train_mlp(trial, settings, digits, widths=(64, 16, 10))
+    assert first.flatness.missing == {}
+    assert first.flatness.values == second.flatness.values
 
 
 # Metrics
@@ -352,8 +482,12 @@ def test_seconds_are_those_of_training_alone(digits, monkeypatch):
         ({"momentum": 1}, "momentum = 1: input should be less than 1"),
         ({"momentum": -0.1}, r"momentum = -0\.1: input should be greater than or equal to 0"),
         ({"weight_decay": -1}, "weight_decay = -1: input should be greater than or equal to 0"),
-        ({"optimizer": "sdg"}, "optimizer = 'sdg': input should be 'sgd', 'adam' or 'adamw'"),
-        ({"schedule": "warm"}, "schedule = 'warm': input should be 'constant', 'cosine' or 'step'"),
+        ({"optimizer": "sdg"}, "optimizer = 'sdg': input should be 'sgd', 'nesterov', .* or 'adagrad'"),
+        ({"schedule": "warm"}, "schedule = 'warm': input should be 'constant', 'cosine', .* or 'warm-restarts'"),
+        ({"optimizer": "adagrad", "momentum": 0.9}, r"momentum = 0\.9: adagrad has no momentum: leave it away"),
+        ({"optimizer": "nesterov", "momentum": 0}, "momentum = 0: nesterov without momentum is plain sgd"),
+        ({"label_noise": 1}, "label_noise = 1: input should be less than 1"),
+        ({"dropout": 1}, "dropout = 1: input should be less than 1"),
         ({"device": "tpu"}, "device = 'tpu': input should be 'cpu' or 'cuda'"),
         ({"learning_rat": 1}, "no setting 'learning_rat', did you mean 'learning_rate'"),
         ({"zzz": 1}, "no setting 'zzz'; The settings are epochs, batch_size, learning_rate"),
@@ -367,7 +501,7 @@ def test_wrong_settings(changes, message):
 
 
 def test_settings_are_frozen_and_updated_leaves_the_original():
-    assert QUICK.updated({"epochs": "7"}) == Settings(epochs=7, batch_size=64, learning_rate=0.05)
+    assert QUICK.updated({"epochs": "7"}) == MlpSettings(epochs=7, batch_size=64, learning_rate=0.05)
     assert QUICK.epochs == 3
     with pytest.raises(ValueError, match="frozen"):
         QUICK.epochs = 4
@@ -376,6 +510,13 @@ def test_settings_are_frozen_and_updated_leaves_the_original():
 def test_unknown_setting_is_refused_at_construction():
     with pytest.raises(ValueError, match="extra"):
         Settings(epochs=1, batch_size=1, learning_rate=1, lr=1)
+
+
+def test_task_that_cannot_honour_a_setting_has_no_such_setting():
+    # A task's own class of settings says what it can do: what only others can is an unknown name.
+    for setting in ("label_noise", "dropout"):
+        with pytest.raises(SettingsError, match=f"there is no setting '{setting}'"):
+            Settings(epochs=1, batch_size=1, learning_rate=1).updated({setting: 0.1})
 
 
 def test_cuda_that_is_not_there(digits, monkeypatch):

@@ -1,37 +1,45 @@
-"""From settings to torch's optimizer, scheduler and device."""
+"""From settings to torch's optimizer and device. The schedules are in ``schedules.py``."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
-from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, RMSprop
 
-from flatter.study.tasks.task import Settings
+from flatter.study.tasks.regularization import centralize_gradients
+from flatter.study.tasks.task import USUAL_MOMENTUM, Settings
 
 
 def build_optimizer(settings: Settings, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
-    """Return the optimizer that the settings name, with torch's defaults for all else."""
-    rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
-    if settings.optimizer == "sgd":
-        return SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay)
-    if settings.optimizer == "adam":
-        return Adam(parameters, lr=rate, betas=(momentum, 0.999), weight_decay=decay)
-    return AdamW(parameters, lr=rate, betas=(momentum, 0.999), weight_decay=decay)
+    """Return the optimizer that the settings name, with torch's defaults for all else.
+
+    With ``gradient_centralization`` it centralizes the gradients before each of its steps.
+    """
+    optimizer = _build(settings, parameters)
+    if settings.gradient_centralization:
+        optimizer.register_step_pre_hook(centralize_gradients)
+    return optimizer
 
 
-def scheduler_factory(settings: Settings) -> Callable[[Optimizer], LRScheduler] | None:
-    """Return what builds the schedule, to be stepped once per epoch; ``None`` for a constant rate."""
-    if settings.schedule == "constant":
-        return None
-    epochs = settings.epochs
-    if settings.schedule == "cosine":
-        return lambda optimizer: CosineAnnealingLR(optimizer, T_max=epochs)
-    # Rounded up, so that a short run does not begin with a tenth of the rate.
-    milestones = [math.ceil(epochs / 2), math.ceil(3 * epochs / 4)]
-    return lambda optimizer: MultiStepLR(optimizer, milestones=milestones, gamma=0.1)
+def _build(settings: Settings, parameters: Iterable[torch.nn.Parameter]) -> Optimizer:
+    name, rate, decay = settings.optimizer, settings.learning_rate, settings.weight_decay
+    if name == "adagrad":
+        return Adagrad(parameters, lr=rate, weight_decay=decay)
+    momentum = settings.momentum
+    if momentum is None:
+        momentum = USUAL_MOMENTUM[name]
+        assert momentum is not None  # only Adagrad has none
+    if name in ("sgd", "nesterov"):
+        return SGD(parameters, lr=rate, momentum=momentum, weight_decay=decay, nesterov=name == "nesterov")
+    if name == "rmsprop":
+        return RMSprop(parameters, lr=rate, momentum=momentum, weight_decay=decay)
+    betas = (momentum, 0.999)
+    if name == "radam":
+        return RAdam(parameters, lr=rate, betas=betas, weight_decay=decay)
+    if name == "adamw":
+        return AdamW(parameters, lr=rate, betas=betas, weight_decay=decay)
+    return Adam(parameters, lr=rate, betas=betas, weight_decay=decay, amsgrad=name == "amsgrad")
 
 
 def find_device(settings: Settings) -> torch.device:

@@ -9,13 +9,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from flatter.stats import Better
 
 if TYPE_CHECKING:
     from flatter.study.trial import Trial
+
+
+OptimizerName = Literal["sgd", "nesterov", "rmsprop", "adam", "amsgrad", "radam", "adamw", "adagrad"]
+ScheduleName = Literal[
+    "constant",
+    "cosine",
+    "step",
+    "step-half",
+    "step-thirds",
+    "step-quarters",
+    "rn-step",
+    "exponential",
+    "cyclic",
+    "rn-cyclic",
+    "warm-restarts",
+]
+
+# What an optimizer's momentum is where none is set; None: it has no momentum.
+USUAL_MOMENTUM: dict[str, float | None] = {
+    "sgd": 0.9,
+    "nesterov": 0.9,
+    "rmsprop": 0.0,
+    "adam": 0.9,
+    "amsgrad": 0.9,
+    "radam": 0.9,
+    "adamw": 0.9,
+    "adagrad": None,
+}
 
 
 class SettingsError(ValueError):
@@ -30,12 +59,17 @@ class Settings(BaseModel):
     Attributes:
         epochs: passes over the training data, at least 1.
         batch_size: examples per step, at least 1. The last batch of an epoch holds what is left, so it may be smaller.
-        learning_rate: initial learning rate, above 0.
-        momentum: SGD's momentum, or β₁ of Adam and AdamW; in [0, 1).
-        weight_decay: at least 0; L2 for ``"sgd"`` and ``"adam"``, decoupled for ``"adamw"``.
-        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
-        schedule: ``"constant"``; ``"cosine"``: from the initial rate towards 0 over the epochs; or ``"step"``: a tenth
-            after one half and again after three quarters of the epochs. Rates change between epochs.
+        learning_rate: initial learning rate, above 0; the usual one depends on the optimizer. Schedules multiply it.
+        optimizer: one of torch's, with torch's defaults for all that is not set here: ``"sgd"``; ``"nesterov"``, SGD
+            with Nesterov momentum; ``"rmsprop"``; ``"adam"``; ``"amsgrad"``, Adam that divides by the largest second
+            moment so far; ``"radam"``; ``"adamw"``; ``"adagrad"``.
+        momentum: in [0, 1): the factor on the momentum buffer of ``"sgd"``, ``"nesterov"`` (above 0) and ``"rmsprop"``;
+            β₁ of the Adams, whose β₂ is 0.999. ``"adagrad"`` has none, and refuses one. ``None`` (default): what is
+            usual for the optimizer, so that one can be exchanged for another: 0 for ``"rmsprop"``, else 0.9.
+        weight_decay: at least 0; decoupled for ``"adamw"``, L2 for all others.
+        gradient_centralization: whether the mean over all dimensions but the first is subtracted from the gradient of
+            every weight matrix or kernel: see :func:`flatter.study.tasks.regularization.centralize_gradients`.
+        schedule: how the rate changes: see :mod:`flatter.study.tasks.schedules`.
         device: ``"cpu"`` or ``"cuda"``.
     """
 
@@ -44,11 +78,23 @@ class Settings(BaseModel):
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, le=2**31 - 1)
     learning_rate: float = Field(gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    optimizer: OptimizerName = "sgd"  # before momentum, which is checked against it
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    gradient_centralization: bool = False
+    schedule: ScheduleName = "constant"
     device: Literal["cpu", "cuda"] = "cpu"
+
+    @field_validator("momentum")
+    @classmethod
+    def _is_used(cls, momentum: float | None, info: ValidationInfo) -> float | None:
+        """Refuses what the optimizer would ignore."""
+        optimizer = info.data.get("optimizer")  # None where it is itself wrong
+        if momentum is not None and optimizer is not None and USUAL_MOMENTUM[optimizer] is None:
+            raise PydanticCustomError("momentum", "{name} has no momentum: leave it away", {"name": optimizer})
+        if momentum == 0 and optimizer == "nesterov":
+            raise PydanticCustomError("momentum", "nesterov without momentum is plain sgd: use optimizer = 'sgd'")
+        return momentum
 
     def updated(self, changes: Mapping[str, Any]) -> Self:
         """Return these settings with ``changes``, validated. Text is converted, as in ``{"epochs": "30"}``.
@@ -83,6 +129,18 @@ def _problem(names: list[str], kind: str, location: tuple[int | str, ...], messa
         hint = f", did you mean '{close[0]}'?" if close else ";"
         return f"there is no setting '{name}'{hint} The settings are {', '.join(names)}"
     return f"{name} = {value!r}: {message[0].lower()}{message[1:]}"
+
+
+class ClassificationSettings(Settings):
+    """Settings of a task that can train on wrong labels.
+
+    Attributes:
+        label_noise: in [0, 1): the probability that a training label is replaced by one of the other classes, anew in
+            every epoch; validation and test labels stay as they are. See
+            :func:`flatter.study.tasks.regularization.disturb_labels`.
+    """
+
+    label_noise: float = Field(default=0.0, ge=0, lt=1)
 
 
 class TaskData(Protocol):
