@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from typing import Any
 
 from flatter.study.arms import ArmError, arguments_of
 from flatter.study.plan import arm_with
@@ -55,7 +56,7 @@ def _check_setting(where: str, key: str, task: Task, own: tuple[str, ...]) -> No
         raise StudyError(f"{where}: there is nothing to tune called {key!r}: {hint}There are {', '.join(known)}")
 
 
-def _each_value(space: Space, base: dict[str, float]) -> Iterator[Configuration]:
+def _each_value(space: Space, base: dict[str, Any]) -> Iterator[Configuration]:
     """Every value of every dimension once, the others left alone; without a space, the arm as it is."""
     yield {}
     for key, dimension in space.items():
