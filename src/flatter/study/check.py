@@ -10,6 +10,7 @@ from flatter.study.arms import ArmError, arguments_of
 from flatter.study.plan import arm_with
 from flatter.study.search import Configuration
 from flatter.study.spec import ArmSpec, CellSpec, Choices, Range, Space, StudyError, StudySpec, Times
+from flatter.study.spec.space import Value
 from flatter.study.tasks import SettingsError, Task, UnknownTaskError, get_task
 
 
@@ -63,8 +64,10 @@ def _each_value(space: Space, base: dict[str, Any]) -> Iterator[Configuration]:
         if isinstance(dimension, Choices):
             yield from ({key: value} for value in dimension.values)
         elif isinstance(dimension, Range):
-            yield from ({key: value} for value in (dimension.low, dimension.high))
+            ends: list[Value] = [dimension.low, dimension.high]
+            yield from ({key: value} for value in ends)
         elif isinstance(dimension, Times):
             if isinstance(base[key], bool) or not isinstance(base[key], (int, float)):
                 raise SettingsError(f"{key} = {base[key]!r} is no number, so it cannot be multiplied: list its values")
-            yield from ({key: base[key] * factor} for factor in dimension.times)
+            factors: list[Value] = [base[key] * factor for factor in dimension.times]
+            yield from ({key: value} for value in factors)
