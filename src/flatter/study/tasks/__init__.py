@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
+from flatter.study.tasks.graphs import GRAPH_TASKS
 from flatter.study.tasks.mlp import MlpSettings, train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
 
@@ -86,6 +87,7 @@ TASKS: dict[str, Task] = {
         _digits_mlp(),
         *(_mnist_mlp(layers) for layers in MNIST_WIDTHS),
         _mnist_fcnet(),
+        *GRAPH_TASKS,
     )
 }
 
