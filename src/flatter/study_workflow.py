@@ -54,23 +54,21 @@ class ExecutorChoice:
             StudyError: an option that this executor does not have.
             ExecutorError: a number that makes no sense.
         """
-        own = {"local": (), "processes": ("workers",)}.get(
-            self.name, ("address", "cpus_per_trial", "gpus_per_trial", "retries")
-        )
-        given = {
-            name: value
-            for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))
-            if name != "name" and value is not None
-        }
+        options = {
+            "local": (),
+            "processes": ("workers",),
+            "ray": ("address", "cpus_per_trial", "gpus_per_trial", "retries"),
+        }[self.name]
+        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        given = {option: value for option, value in given.items() if value is not None}
         for option in given:
-            if option not in own:
-                raise StudyError(
-                    f"{option} is no option of the executor '{self.name}': it has {', '.join(own) or 'none'}"
-                )
+            if option not in options:
+                has = ", ".join(options) or "none"
+                raise StudyError(f"the executor '{self.name}' has no option {option}: it has {has}")
         if self.name == "local":
             return LocalExecutor()
         if self.name == "processes":
-            return ProcessExecutor(**given)
+            return ProcessExecutor(**{"workers": visible_cores(), **given})
         return RayExecutor(**given)
 
 
