@@ -99,7 +99,7 @@ def test_what_cannot_be_built_is_said_before_the_first_trial(old, new, message):
 
 
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path):
-    with pytest.raises(StudyError, match="cannot read the study file .*none.toml: No such file"):
+    with pytest.raises(StudyError, match=r"cannot read the study file .*none.toml: No such file"):
         read_study(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
     with pytest.raises(StudyError, match="not a text file in UTF-8"):
