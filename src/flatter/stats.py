@@ -204,8 +204,8 @@ def welch_interval(
 ) -> tuple[float, float]:
     """Welch's t interval of the difference of two means, of unpaired samples that may differ in their spread.
 
-    For results of which only mean, spread and number are known, such as a paper's. Runs of one's own are paired by seed:
-    use :func:`mean_interval` for those.
+    For results of which only mean, spread and number are known, such as a paper's. Runs of one's own are paired by
+    seed: use :func:`mean_interval` for those.
 
     Args:
         a, b: mean, standard deviation (n − 1) and number of the values of each sample; at least 2 values.

@@ -20,18 +20,19 @@ baseline's error. (In points, a claim from a baseline of 25 % could not be met f
 A paper's own uncertainty does not enter: a claim from five runs with a spread as large as the gain could then never be
 refuted, by any number of seeds. Whether the paper's own numbers show its gain is told beside the verdict instead.
 
-**The baseline**: is our vanilla where the paper's is? ``worse`` or ``better`` needs both: the 95 % Welch interval of the
-difference leaves out 0, and the difference is larger than the gain claimed. A smaller one says little about a gain of
-that size, and the papers' spreads of 0.03 points would make nearly every baseline differ. Results of the epoch that the
-paper reports are compared: its best epoch with our best. Where it does not print the spread of two runs or more, its spread is taken to be ours, and a
-number of runs that is not stated to be one. Data that are not the paper's (the JPEG copy of CIFAR-10) are ``not comparable``.
+**The baseline**: is our vanilla where the paper's is? ``worse`` or ``better`` needs both: the 95 % Welch interval of
+the difference leaves out 0, and the difference is larger than the gain claimed. A smaller one says little about a gain
+of that size, and the papers' spreads of 0.03 points would make nearly every baseline differ. Results of the epoch that
+the paper reports are compared: its best epoch with our best. Where it does not print the spread of two runs or more,
+its spread is taken to be ours, and a number of runs that is not stated to be one. Data that are not the paper's (the
+JPEG copy of CIFAR-10) are ``not comparable``.
 
 A claim whose baseline is worse or better has the verdict ``baseline differs`` in front, because a gain over a vanilla
 that is poorly tuned, or that leaves no room, is another claim than the paper's; the verdict above is kept beside it.
 
-**Whose gain**: a reproduced gain is the ``noise``'s if the arm is shown to be better than the control with its mean rate
-and no randomness (vanilla itself, for a method whose mean factor is 1); the ``rate``'s if it is not, while the control
-is shown to be better than vanilla; else ``unsettled``.
+**Whose gain**: a reproduced gain is the ``noise``'s if the arm is shown to be better than the control with its mean
+rate and no randomness (vanilla itself, for a method whose mean factor is 1); the ``rate``'s if it is not, while the
+control is shown to be better than vanilla; else ``unsettled``.
 """
 
 from __future__ import annotations
