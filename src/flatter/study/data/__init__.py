@@ -1,8 +1,20 @@
-"""Data sets of the built-in tasks, as tensors: MNIST (files) and scikit-learn's digits (no files)."""
+"""Data sets of the built-in tasks, as tensors: CIFAR and MNIST (files) and scikit-learn's digits (no files)."""
 
+from flatter.study.data.cifar import load_cifar10, load_cifar10_jpeg, load_cifar100
 from flatter.study.data.classification import Classification
 from flatter.study.data.digits import load_digits
 from flatter.study.data.folder import DataError
-from flatter.study.data.mnist import load_mnist
+from flatter.study.data.images import Images
+from flatter.study.data.mnist import load_mnist, load_mnist_images
 
-__all__ = ["Classification", "DataError", "load_digits", "load_mnist"]
+__all__ = [
+    "Classification",
+    "DataError",
+    "Images",
+    "load_cifar10",
+    "load_cifar10_jpeg",
+    "load_cifar100",
+    "load_digits",
+    "load_mnist",
+    "load_mnist_images",
+]
