@@ -196,7 +196,6 @@ def decode_jpegs(jpeg: Pixels, offsets: npt.NDArray[np.uint32]) -> Pixels:
     except ImportError as error:
         raise ImportError("CIFAR-10 (JPEG q75) is decoded with Pillow: pip install 'flatter[images]'.") from error
     decoded = [
-        np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB"))
-        for start, end in pairwise(offsets)
+        np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")) for start, end in pairwise(offsets)
     ]
     return np.ascontiguousarray(np.stack(decoded).transpose(0, 3, 1, 2))
