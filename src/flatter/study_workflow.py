@@ -16,6 +16,7 @@ from flatter.report.study_progress import StudyProgress
 from flatter.report.study_table import ledger_table, status_table, study_table
 from flatter.study.check import check_study
 from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
+from flatter.study.executors.processes import visible_cores
 from flatter.study.export import Format, export
 from flatter.study.spec import StudyError, StudySpec, read_study
 from flatter.study.store import Store
@@ -68,7 +69,7 @@ class ExecutorChoice:
         if self.name == "local":
             return LocalExecutor()
         if self.name == "processes":
-            return ProcessExecutor(**{"workers": visible_cores(), **given})
+            return ProcessExecutor(self.workers or visible_cores())
         return RayExecutor(**given)
 
 
