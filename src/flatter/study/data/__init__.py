@@ -19,6 +19,8 @@ __all__ = [
     "load_cifar100",
     "load_citeseer",
     "load_cora",
+    "load_digits",
+    "load_mnist",
     "load_mnist_images",
     "load_pubmed",
 ]
