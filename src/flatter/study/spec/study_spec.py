@@ -220,7 +220,8 @@ class StudySpec(_Table):
                 )
         if all(arm.name != VANILLA for arm in self.arms):
             raise ValueError("there is no arm vanilla to compare with: add [[arms]] with method = 'vanilla'")
-        if set(self.tuning.seeds) & set(self.final.seeds):
+        tuned = bool(self.tuning.baseline) or any(arm.space for arm in self.arms)
+        if tuned and set(self.tuning.seeds) & set(self.final.seeds):
             raise ValueError("tuning.seeds and final.seeds share a seed: settings must be judged on seeds of their own")
         self._check_budgets()
         return self
