@@ -176,15 +176,22 @@ def export_study(study: StudySpec, folder: Path, form: Format, *, out: str | Pat
         return export(store, folder, form)
 
 
-def find_study(name: str) -> StudySpec:
+def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
     """The study in a file, or the packaged one of that name.
 
+    Args:
+        name: a file that ends in ``.toml``, or a name.
+        cells: names of cells: the others are left out; default: all.
+
     Raises:
-        StudyError: as for :func:`flatter.study.spec.read_study`.
-        UnknownStudyError: there is neither such a file nor such a study.
+        StudyError: as for :func:`flatter.study.spec.read_study`; or there is no such cell.
+        UnknownStudyError: there is no such study.
     """
-    path = Path(name)
-    return read_study(path) if path.suffix == ".toml" or path.exists() else load_study(name)
+    study = read_study(Path(name)) if name.endswith(".toml") else load_study(name)
+    try:
+        return study.with_cells(cells) if cells else study
+    except ValueError as error:
+        raise StudyError(str(error)) from None
 
 
 def folder_of(study: StudySpec, out: str | Path | None) -> Path:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flatter.cli.program import INTERRUPTED, app, fail
-from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, load_study, study_text
+from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, study_text
 from flatter.study.data import DataError
 from flatter.study.executors import ExecutorError
 from flatter.study.export import ExportError
@@ -44,6 +44,9 @@ class _Format(str, Enum):
 
 
 Study = Annotated[str, typer.Argument(help="A study file, such as studies/mine.toml, or the name of a packaged study.")]
+Cells = Annotated[
+    list[str] | None, typer.Option("--cell", help="Only this cell of the study; may be given several times.")
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the trials and the report [default: runs/NAME].")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of data files [default: FLATTER_DATA, else a download].")]
 Where = Annotated[_Executor, typer.Option("--executor", help="Where trials run.")]
@@ -59,6 +62,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Write the report, print no
 @app.command()
 def run(
     study: Study,
+    cell: Cells = None,
     out: Out = None,
     executor: Where = _Executor.local,
     workers: Workers = None,
@@ -76,7 +80,7 @@ def run(
     """
     where = ExecutorChoice(executor.value, workers, address, cpus_per_trial, gpus_per_trial, retries)
     with _errors():
-        _run(find_study(study), out, where, data_dir, retry_failed, quiet)
+        _run(find_study(study, cell or ()), out, where, data_dir, retry_failed, quiet)
 
 
 @app.command()
@@ -85,6 +89,7 @@ def reproduce(
     show: Annotated[
         bool, typer.Option("--show", help="Print the study file instead, to change it and run that.")
     ] = False,
+    cell: Cells = None,
     out: Out = None,
     executor: Where = _Executor.local,
     workers: Workers = None,
@@ -107,21 +112,21 @@ def reproduce(
         elif show:
             typer.echo(study_text(name), nl=False)
         else:
-            _run(load_study(name), out, where, data_dir, retry_failed, quiet)
+            _run(find_study(name, cell or ()), out, where, data_dir, retry_failed, quiet)
 
 
 @app.command()
-def status(study: Study, out: Out = None) -> None:
+def status(study: Study, cell: Cells = None, out: Out = None) -> None:
     """Say how far a study is."""
     with _errors():
-        show_status(status_of(find_study(study), out=out))
+        show_status(status_of(find_study(study, cell or ()), out=out))
 
 
 @app.command()
-def report(study: Study, out: Out = None, quiet: Quiet = False) -> None:
+def report(study: Study, cell: Cells = None, out: Out = None, quiet: Quiet = False) -> None:
     """Write the report of what a study has come to so far; runs nothing."""
     with _errors():
-        report_study(find_study(study), out=out, quiet=quiet)
+        report_study(find_study(study, cell or ()), out=out, quiet=quiet)
 
 
 @app.command()
