@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from flatter.report.rows import difference_unit, metric_label, with_unit
-from flatter.report.style import NEUTRAL, ArmStyle, Array, arm_styles, escape, lay_out, translucent, y_axis
+from flatter.report.style import NEUTRAL, ArmStyle, Array, arm_styles, escape, lay_out, translucent, value_axis
 from flatter.stats import Judgement
 from flatter.study.comparison import ArmSummary, Comparison
 from flatter.study.records import Record
@@ -59,7 +59,7 @@ def _remember_views(figure: go.Figure, drawn: Sequence[Array], last: int) -> Non
     margin = 0.03 * max(1, last - 1)
     halves = [values[:, values.shape[1] // 2 :] for values in drawn]
     views = {
-        name: {"xaxis.range": x} | {f"yaxis.{key}": value for key, value in y_axis(values).items()}
+        name: {"xaxis.range": x} | {f"yaxis.{key}": value for key, value in value_axis(values).items()}
         for name, x, values in (
             ("whole", [1 - margin, last + margin], drawn),
             ("last half", [(1 + last) / 2, last + margin / 2], halves),
@@ -261,7 +261,7 @@ def _differences(comparison: Comparison, judged: Sequence[tuple[ArmSummary, str,
     bottom, top = 0.58 - len(judged), 0.58
     zero_line = {"color": NEUTRAL, "width": 1.5}
     figure.add_shape(type="line", x0=0, x1=0, y0=bottom, y1=top, layer="below", line=zero_line)
-    _label_sides(figure, comparison.better, zero)
+    label_sides(figure, comparison.better, zero)
     label = escape(with_unit(f"difference in {comparison.metric}", f"({unit})" if unit else ""))
     lay_out(figure, height=96 + 56 * len(judged), x=label, y="", values=[])
     figure.update_xaxes(range=[low - margin, high + margin])
@@ -315,7 +315,8 @@ def _add_interval(figure: go.Figure, judgement: Judgement, height: float, name: 
     )
 
 
-def _label_sides(figure: go.Figure, better: str, zero: str) -> None:
+def label_sides(figure: go.Figure, better: str, zero: str) -> None:
+    """Write above a figure of differences which side is better, and what stands at zero."""
     left, right = ("← better", "worse →") if better == "lower" else ("← worse", "better →")
     for text, x, xref, anchor in ((left, 0, "paper", "left"), (right, 1, "paper", "right"), (zero, 0, "x", "center")):
         figure.add_annotation(

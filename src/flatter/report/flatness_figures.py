@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from flatter.report.rows import metric_label
-from flatter.report.style import NEUTRAL, Array, arm_styles, escape, lay_out, translucent, y_axis
+from flatter.report.style import NEUTRAL, Array, arm_styles, escape, lay_out, translucent, value_axis
 from flatter.study.comparison import Comparison
 from flatter.study.flatness_summary import FlatnessSummary, Measure
 
@@ -66,7 +66,7 @@ def _strip(comparison: Comparison, values: Mapping[str, Sequence[float]]) -> go.
         figure.add_vline(x=vanilla, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below")
     lay_out(figure, height=strip_height(comparison), x="", y="", values=[])
     everything = np.array([value for own in values.values() for value in own], dtype=np.float64)
-    figure.update_xaxes(tickangle=0, **y_axis([everything]))
+    figure.update_xaxes(tickangle=0, **value_axis([everything]))
     figure.update_yaxes(
         range=[0.6 - len(names), 0.6],
         tickvals=[-row for row in range(len(names))],
@@ -114,7 +114,7 @@ def _scatter(
         (2, "mean learning rate", [np.array(list(flatness.rate.values()), dtype=np.float64)]),
     )
     for column, title, x_values in sides:
-        figure.update_xaxes(title_text=escape(title), **y_axis(x_values), col=column)
+        figure.update_xaxes(title_text=escape(title), **value_axis(x_values), col=column)
     figure.update_layout(showlegend=False)
     return figure
 

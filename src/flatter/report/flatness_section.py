@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.resources import files
 
 import plotly.graph_objects as go
-from jinja2 import Environment
 from markupsafe import Markup
 
 from flatter.report.flatness_figures import against_metric_and_rate, arm_beside_arm, strip_height
 from flatter.report.flatness_rows import against_controls, against_vanilla, scale_of
 from flatter.report.flatness_sentences import coefficient, correlation_lines, flatness_headline, method_lines
+from flatter.report.html_page import templates
 from flatter.report.rows import difference_unit, metric_label
 from flatter.report.style import arm_styles
 from flatter.study.comparison import Comparison
 
 
-def flatness_section(
-    comparison: Comparison, environment: Environment, draw: Callable[[go.Figure], str | None]
-) -> Markup:
+def flatness_section(comparison: Comparison, draw: Callable[[go.Figure], str | None]) -> Markup:
     """The section as HTML; empty where no flatness was measured.
 
     Args:
         comparison: the comparison to show.
-        environment: what renders templates.
         draw: keeps a figure for the page and returns the id of the element that it is drawn in.
     """
     flatness = comparison.flatness
     if flatness is None:
         return Markup("")
     styles = arm_styles(comparison)
-    template = files("flatter.report").joinpath("flatness.html.jinja").read_text(encoding="utf-8")
-    text = environment.from_string(template).render(
+    text = templates().get_template("flatness.html.jinja").render(
         comparison=comparison,
         flatness=flatness,
         headline=flatness_headline(comparison, flatness),

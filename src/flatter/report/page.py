@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from flatter.report import figures
 from flatter.report.flatness_section import flatness_section
+from flatter.report.html_page import Drawn, render, write_text
 from flatter.report.rows import difference_unit, metric_label, rows
 from flatter.report.sentences import headline, summary_lines
 from flatter.report.style import arm_styles
@@ -40,65 +33,43 @@ def write_page(comparison: Comparison, path: Path) -> Path:
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
-    text = render_page(comparison)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    return path
+    return write_text(render_page(comparison), path)
 
 
 def render_page(comparison: Comparison) -> str:
     """The page of ``comparison`` as text."""
-    drawn = _Drawn({})
-    template = files("flatter.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    drawn = Drawn()
+    return render("page.html.jinja", drawn, **comparison_content(comparison, drawn))
+
+
+def comparison_content(comparison: Comparison, drawn: Drawn) -> dict[str, Any]:
+    """What ``page.html.jinja`` and its children ask for.
+
+    Args:
+        comparison: the comparison to show.
+        drawn: where its figures are added.
+    """
     styles = arm_styles(comparison)
     metrics = figures.metrics(comparison)
     methods = [arm for arm in comparison.arms[1:] if not arm.is_control]
     lines = summary_lines(comparison)
-    return environment.from_string(template).render(
-        comparison=comparison,
-        vanilla=comparison.arms[0].name,
-        headline=headline(comparison),
+    return {
+        "comparison": comparison,
+        "vanilla": comparison.arms[0].name,
+        "headline": headline(comparison),
         # Every line begins with its arm's name, which the page sets in bold.
-        lines=[(arm.name, line.removeprefix(arm.name)) for arm, line in zip(methods, lines, strict=True)],
-        rows=rows(comparison),
-        metric=metric_label(comparison),
-        difference_unit=difference_unit(comparison),
-        legend=[(arm.name, styles[arm.name].color, styles[arm.name].dash) for arm in comparison.arms],
-        vanilla_figure=drawn.add(figures.differences_from_vanilla(comparison)),
-        control_figure=drawn.add(figures.differences_from_controls(comparison)),
-        curves=[(metric, drawn.add(figures.learning_curves(comparison, metric))) for metric in metrics],
-        rates=[(name, drawn.add(figure)) for name, figure in figures.effective_rates(comparison).items()],
-        trials=_Trials.of(comparison),
-        flatness=flatness_section(comparison, environment, drawn.add),
-        # The page's own data and plotly's program: neither may be escaped, `to_json` has seen to the first.
-        figures=Markup(drawn.json()),
-        plotlyjs=Markup(get_plotlyjs()),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """The figures of the page, as JSON, by the id of the element that each is drawn in."""
-
-    by_id: dict[str, str]
-
-    def add(self, figure: go.Figure) -> str | None:
-        """Keep ``figure`` and return its id; ``None`` for a figure that shows nothing."""
-        if not figure.data:
-            return None
-        identity = f"figure-{len(self.by_id) + 1}"
-        self.by_id[identity] = figures.to_json(figure)
-        return identity
-
-    def json(self) -> str:
-        return "{" + ",\n".join(f'"{identity}": {text}' for identity, text in self.by_id.items()) + "}"
+        "lines": [(arm.name, line.removeprefix(arm.name)) for arm, line in zip(methods, lines, strict=True)],
+        "rows": rows(comparison),
+        "metric": metric_label(comparison),
+        "difference_unit": difference_unit(comparison),
+        "legend": [(arm.name, styles[arm.name].color, styles[arm.name].dash) for arm in comparison.arms],
+        "vanilla_figure": drawn.add(figures.differences_from_vanilla(comparison)),
+        "control_figure": drawn.add(figures.differences_from_controls(comparison)),
+        "curves": [(metric, drawn.add(figures.learning_curves(comparison, metric))) for metric in metrics],
+        "rates": [(name, drawn.add(figure)) for name, figure in figures.effective_rates(comparison).items()],
+        "trials": _Trials.of(comparison),
+        "flatness": flatness_section(comparison, drawn.add),
+    }
 
 
 @dataclass(frozen=True, slots=True)

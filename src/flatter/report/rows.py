@@ -146,6 +146,11 @@ def number(value: float, places: int, signed: bool = False) -> str:
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
+def number_of(value: float) -> str:
+    """``value`` with four digits, where no spread says how many matter; a dash where it is not finite."""
+    return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else NOTHING
+
+
 def mean_and_sd(mean: float, sd: float, places: int) -> str:
     """``"8.71 ± 0.15"``; the mean alone where there is no standard deviation."""
     spread = number(sd, places)
@@ -183,3 +188,8 @@ def listing(names: Iterable[str]) -> str:
     """``"a, b and c"``."""
     *head, last = names
     return f"{', '.join(head)} and {last}" if head else last
+
+
+def plural(count: int, noun: str) -> str:
+    """``"1 cell"``, ``"3 cells"``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

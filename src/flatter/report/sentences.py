@@ -150,7 +150,7 @@ def _verdict(judgement: Judgement | None) -> str:
 
 
 def _whose_gain(comparison: Comparison, helping: list[ArmSummary]) -> str:
-    own = [arm.name for arm in helping if _gain_is_own(comparison, arm)]
+    own = [arm.name for arm in helping if gain_is_own(comparison, arm)]
     if not own:
         return ", but nothing shows that the gain is more than the mean rate's"
     if len(own) == len(helping):
@@ -158,7 +158,7 @@ def _whose_gain(comparison: Comparison, helping: list[ArmSummary]) -> str:
     return f" (only {listing(own)} by more than the mean rate explains)"
 
 
-def _gain_is_own(comparison: Comparison, arm: ArmSummary) -> bool:
+def gain_is_own(comparison: Comparison, arm: ArmSummary) -> bool:
     """Whether a helping arm's gain is shown to be more than its mean rate's."""
     if arm.control == comparison.arms[0].name:
         return True

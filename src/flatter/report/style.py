@@ -73,11 +73,11 @@ def lay_out(figure: go.Figure, height: int, x: str, y: str, values: Sequence[Arr
     )
     title = {"standoff": 8, "font": {"size": 13}}
     figure.update_xaxes(**axis, title={"text": x, **title})
-    figure.update_yaxes(**axis, title={"text": y, **title}, **(y_axis(values) if values else {}))
+    figure.update_yaxes(**axis, title={"text": y, **title}, **(value_axis(values) if values else {}))
 
 
-def y_axis(values: Sequence[Array]) -> dict[str, Any]:
-    """The y axis that shows ``values``: logarithmic where they are positive and span more than a factor of 5.
+def value_axis(values: Sequence[Array]) -> dict[str, Any]:
+    """An axis that shows ``values``: logarithmic where they are positive and span more than a factor of 5.
 
     Failed seeds are not among ``values``: a loss that explodes must not squash the curves of the others.
     """

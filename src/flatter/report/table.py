@@ -12,7 +12,7 @@ from flatter.study.comparison import Comparison
 
 __all__ = ["comparison_table", "control_table", "headline", "summary_lines"]
 
-_STYLES = {"helps": "bold green", "hurts": "bold red", "inconclusive": "yellow", "failed": "bold magenta"}
+STYLES = {"helps": "bold green", "hurts": "bold red", "inconclusive": "yellow", "failed": "bold magenta"}
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -21,7 +21,7 @@ def comparison_table(comparison: Comparison) -> Table:
     Two lines per row keep it within 80 columns: the interval stands under the difference, the best epoch's metric,
     which is chosen on test data, dim under the final epoch's, and the number of seeds under the time.
     """
-    table = _table("Does it help?")
+    table = plain_table("Does it help?")
     table.caption = (
         "Final epoch, mean ± sd over seeds. Dim: the best epoch, chosen on test data, so optimistic and never judged."
         " Differences are paired by seed, with their 95 % interval. p: sign-flip test, corrected (Holm)."
@@ -37,13 +37,13 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in lines:
         final = Text.assemble(row.final, "\n", (f"best {row.best}", "dim"))
         time = Text.assemble(row.time, "\n", (_count(row), "bold magenta" if row.failed else "dim"))
-        table.add_row(_name(row), final, *_judged(row.vanilla), time)
+        table.add_row(name_cell(row), final, *judged_cells(row.vanilla), time)
     return table
 
 
 def control_table(comparison: Comparison) -> Table:
     """The table "Is it the noise, or the mean rate?": every method against the control at its own mean rate."""
-    table = _table("Is it the noise, or the mean rate?")
+    table = plain_table("Is it the noise, or the mean rate?")
     table.caption = (
         "A control has the method's mean rate and no randomness. "
         "A gain over vanilla that the control has too is the rate's."
@@ -52,11 +52,12 @@ def control_table(comparison: Comparison) -> Table:
     _add_name_column(table, lines)
     _add_judged_columns(table, comparison, "minus its control", [row.control for row in lines])
     for row in lines:
-        table.add_row(_name(row), *_judged(row.control))
+        table.add_row(name_cell(row), *judged_cells(row.control))
     return table
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """An empty table that is not cut off at 80 columns, with an empty line between rows."""
     return Table(
         title=title,
         title_justify="left",
@@ -84,7 +85,7 @@ def _add_judged_columns(table: Table, comparison: Comparison, against: str, colu
     table.add_column("verdict", min_width=len("inconclusive"))
 
 
-def _judged(judged: Judged) -> tuple[Text, str, Text]:
+def judged_cells(judged: Judged) -> tuple[Text, str, Text]:
     """The cells of the three columns: difference with interval, p, verdict."""
     difference = Text(judged.difference)
     if judged.interval:
@@ -92,12 +93,13 @@ def _judged(judged: Judged) -> tuple[Text, str, Text]:
     if judged.verdict is None:
         return difference, judged.p, Text(judged.note, style="dim")
     note = f"\n({judged.note})" if judged.note else ""
-    return difference, judged.p, Text.assemble((judged.verdict, _STYLES[judged.verdict]), note)
+    return difference, judged.p, Text.assemble((judged.verdict, STYLES[judged.verdict]), note)
 
 
 # Cells are Text, never str, where they hold an arm's name: rich would read "[red]" in a str as markup.
-def _name(row: Row) -> Text:
-    return Text(row.name, style={"control": "dim", "vanilla": "", "method": "bold"}[row.kind])
+def name_cell(row: Row, indent: int = 0) -> Text:
+    """An arm's name."""
+    return Text(" " * indent + row.name, style={"control": "dim", "vanilla": "", "method": "bold"}[row.kind])
 
 
 def _count(row: Row) -> str:

@@ -1,0 +1,81 @@
+"""What every page is made with: the templates, the figures that it draws, and how it is written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from flatter.report.figures import to_json
+
+
+@cache
+def templates() -> Environment:
+    """The templates; whatever is put into one is escaped."""
+    return Environment(
+        loader=PackageLoader("flatter.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The figures of one page, as JSON, by the id of the element that each is drawn in."""
+
+    by_id: dict[str, str] = field(default_factory=dict)
+
+    def add(self, figure: go.Figure) -> str | None:
+        """Keep ``figure`` and return its id; ``None`` for a figure that shows nothing."""
+        if not figure.data:
+            return None
+        identity = f"figure-{len(self.by_id) + 1}"
+        self.by_id[identity] = to_json(figure)
+        return identity
+
+    def json(self) -> str:
+        """All of them, as JSON that may stand inside an HTML script."""
+        return "{" + ",\n".join(f'"{identity}": {text}' for identity, text in self.by_id.items()) + "}"
+
+
+def render(template: str, drawn: Drawn, **content: Any) -> str:
+    """A whole page as text.
+
+    Args:
+        template: its file.
+        drawn: its figures.
+        **content: what the template asks for.
+    """
+    return templates().get_template(template).render(
+        **content,
+        # The page's own data and plotly's program: neither may be escaped, `to_json` has seen to the first.
+        figures=Markup(drawn.json()),
+        plotlyjs=Markup(get_plotlyjs()) if drawn.by_id else None,
+    )
+
+
+def write_text(text: str, path: Path) -> Path:
+    """Write a page beside ``path`` and move it there, so that a reader never sees half of it; return ``path``.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    return path
