@@ -9,6 +9,7 @@ from pathlib import Path
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
 from flatter.study.tasks.mlp import MlpSettings, train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
+from flatter.study.tasks.text import TEXT_TASKS
 
 __all__ = ["TASKS", "Settings", "SettingsError", "Task", "UnknownTaskError", "get_task"]
 
@@ -83,6 +84,7 @@ TASKS: dict[str, Task] = {
         _digits_mlp(),
         *(_mnist_mlp(layers) for layers in MNIST_WIDTHS),
         _mnist_fcnet(),
+        *TEXT_TASKS,
     )
 }
 
