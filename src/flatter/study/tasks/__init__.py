@@ -13,6 +13,7 @@ from flatter.study.data import Classification, DataError, load_digits, load_mnis
 from flatter.study.tasks.graphs import GRAPH_TASKS
 from flatter.study.tasks.mlp import MlpSettings, train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
+from flatter.study.tasks.text import TEXT_TASKS
 
 __all__ = ["TASKS", "Settings", "SettingsError", "Task", "UnknownTaskError", "get_task"]
 
@@ -88,6 +89,7 @@ TASKS: dict[str, Task] = {
         *(_mnist_mlp(layers) for layers in MNIST_WIDTHS),
         _mnist_fcnet(),
         *GRAPH_TASKS,
+        *TEXT_TASKS,
     )
 }
 
