@@ -125,8 +125,8 @@ def run_study(
     console = Console(stderr=True)
     work = Work(None if data_dir is None else Path(data_dir).expanduser().absolute())
     with (
-        Store(folder / STORE_NAME) as store,
         where.open() as opened,
+        Store(folder / STORE_NAME) as store,
         StudyProgress(console, shown=not quiet) as progress,
     ):
         cells = run_study_in(chosen, store, opened, work, progress, retry_failed=retry_failed)

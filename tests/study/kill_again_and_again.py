@@ -1,6 +1,6 @@
 """Runs a study unbroken, then another time with its process killed again and again: python ... STUDY FOLDER KILLS.
 
-The processes are forks of this one, which has imported and compiled all: a kill falls into the work and not into the imports.
+The processes are forks of this one, which has imported and compiled all: a kill falls into the work.
 """
 
 import json
