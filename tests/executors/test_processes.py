@@ -126,7 +126,9 @@ def test_what_cannot_be_sent(two_workers):
         list(two_workers.run(jobs.not_sendable, [0]))
 
 
-def test_closed_early(two_workers, tmp_path):
+def test_closed_early(two_workers, tmp_path, tmp_path_factory):
+    meeting = str(tmp_path_factory.mktemp("meeting"))
+    list(two_workers.run(jobs.meet, [(meeting, number, 2) for number in range(2)]))  # both have started
     results = two_workers.run(jobs.first_ends, [str(tmp_path)] * 2)
     first = next(results)
     assert first[1] is None
