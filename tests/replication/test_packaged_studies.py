@@ -2,6 +2,7 @@
 
 import inspect
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -153,3 +154,12 @@ def test_the_text_is_the_file():
     text = study_text("leap-table-3")
     assert text.startswith('title = "LEAP, Table 3')
     assert all(len(line) <= 120 for line in text.splitlines() if " = {" not in line and "{ " not in line)
+
+
+def test_the_docs_list_every_study():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "replication.md").read_text(encoding="utf-8")
+    for info in list_studies():
+        cells, claims = len(STUDIES[info.name].cells), len(find_claims(STUDIES[info.name]))
+        device = "GPU" if info.on_gpu else "CPU"
+        assert f"| `{info.name}` | {info.summary} | {cells} | {claims} | {device} |" in text
+    assert text.count("\n| `") == len(STUDIES) + 5  # and the verdicts
