@@ -86,7 +86,7 @@ def _paper_shows(claim: Claim) -> str:
         return ""
     return (
         f"The paper's own runs do not show its gain: {claim.gain:.2f} points, 95 % interval "
-        f"[{interval[0]:.2f}, {interval[1]:.2f}]."
+        f"[{interval[0]:.2f}, {interval[1]:.2f}].".replace("-", "−")
     )
 
 

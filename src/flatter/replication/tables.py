@@ -144,7 +144,7 @@ def _nothing(field: str, value: str, known: Iterable[str], asked: Sequence[str])
     close = difflib.get_close_matches(value, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     where = f" with {', '.join(asked)}" if asked else ""
-    return f"the papers' tables have no {field} {value!r}{where}: {hint}There are {', '.join(names) or 'none'}"
+    return f"the papers' tables have no error of {field} {value!r}{where}: {hint}There are {', '.join(names) or 'none'}"
 
 
 def _several(rows: Sequence[PaperRow], asked: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ def _cells(entry: Entry) -> list[str]:
         _measured(entry.baseline),
         _measured(entry.result),
         "–" if math.isnan(entry.difference) else _difference(entry),
-        "–" if math.isnan(entry.expected) else f"{entry.expected:+.2f}",
+        "–" if math.isnan(entry.expected) else _signed(entry.expected),
         _verdict(entry),
     ]
 
@@ -101,8 +101,12 @@ def _verdict(entry: Entry) -> str:
 
 
 def _difference(entry: Entry) -> str:
-    interval = "" if math.isnan(entry.low) else f" [{entry.low:+.2f}, {entry.high:+.2f}]"
-    return f"{entry.difference:+.2f}{interval}"
+    interval = "" if math.isnan(entry.low) else f" [{_signed(entry.low)}, {_signed(entry.high)}]"
+    return f"{_signed(entry.difference)}{interval}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _reported(result: Reported) -> str:
