@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
+from flatter.study.tasks.images import IMAGE_TASKS
 from flatter.study.tasks.mlp import train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
 
@@ -64,7 +65,9 @@ def _mnist_mlp(layers: int) -> Task:
     )
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (_digits_mlp(), *(_mnist_mlp(layers) for layers in MNIST_WIDTHS))}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (_digits_mlp(), *(_mnist_mlp(layers) for layers in MNIST_WIDTHS), *IMAGE_TASKS)
+}
 
 
 def get_task(name: str) -> Task:
