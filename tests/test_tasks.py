@@ -95,7 +95,7 @@ def equal(first, second):
 
 
 def test_names_and_what_is_judged():
-    assert list(TASKS) == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10)), "mnist-fcnet", "imdb-lstm"]
+    assert list(TASKS)[:7] == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10)), "mnist-fcnet"]
     for name, task in TASKS.items():
         assert get_task(name) is task
         assert (task.name, task.metric, task.unit, task.better) == (name, "test_error", "%", "lower")

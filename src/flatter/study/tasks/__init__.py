@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
 from flatter.study.tasks.graphs import GRAPH_TASKS
+from flatter.study.tasks.images import IMAGE_TASKS
 from flatter.study.tasks.mlp import MlpSettings, train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
 from flatter.study.tasks.text import TEXT_TASKS
@@ -89,6 +90,7 @@ TASKS: dict[str, Task] = {
         *(_mnist_mlp(layers) for layers in MNIST_WIDTHS),
         _mnist_fcnet(),
         *GRAPH_TASKS,
+        *IMAGE_TASKS,
         *TEXT_TASKS,
     )
 }
