@@ -3,6 +3,7 @@
 import math
 import pickle
 import random
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -542,4 +543,7 @@ def test_cuda_starts_from_the_same_weights_in_the_same_order(digits):
 def test_task_can_be_sent_to_another_process(task):
     copy = pickle.loads(pickle.dumps(task))
     assert (copy.name, copy.settings, copy.load) == (task.name, task.settings, task.load)
-    assert (copy.train.func, copy.train.keywords) == (task.train.func, task.train.keywords)
+    if isinstance(task.train, partial):
+        assert (copy.train.func, copy.train.keywords) == (task.train.func, task.train.keywords)
+    else:
+        assert copy.train is task.train
