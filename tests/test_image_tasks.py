@@ -221,7 +221,9 @@ def test_crops_are_the_same_with_and_without_other_augmentation():
 def epoch_of(data, seed=0, **settings):
     settings = QUICK.updated(settings)
     order = torch.Generator().manual_seed(seed)
-    return TrainingBatches(data, settings, order, Augmentation(settings, seed, mirror=True))
+    return TrainingBatches(
+        data, settings, order, Augmentation(settings, seed, mirror=True), torch.Generator().manual_seed(seed)
+    )
 
 
 def test_every_image_is_used_once_per_epoch_in_a_new_order(data):

@@ -101,7 +101,10 @@ def _row(entry: Entry) -> LedgerRow:
         cell=claim.cell,
         arm=claim.arm,
         where=", ".join(
-            filter(None, (f"{claim.paper}, table {claim.table}", claim.dataset, claim.model, claim.optimizer, claim.schedule))
+            filter(
+                None,
+                (f"{claim.paper}, table {claim.table}", claim.dataset, claim.model, claim.optimizer, claim.schedule),
+            )
         ),
         paper_vanilla=_reported(claim.baseline),
         paper_arm=_reported(claim.result),

@@ -56,7 +56,9 @@ def study_table(results: Sequence[CellResult]) -> Table:
     words = [word for name in [row.name for row in lines] + [r.cell.name for r in results] for word in name.split()]
     table.add_column("cell\n  arm", min_width=min(18, max(map(len, words), default=0)), overflow="fold")
     table.add_column("final", justify="right", min_width=max((len(row.final) for row in lines), default=0))
-    table.add_column("minus vanilla", justify="right", min_width=max((len(r.vanilla.interval) for r in lines), default=0))
+    table.add_column(
+        "minus vanilla", justify="right", min_width=max((len(r.vanilla.interval) for r in lines), default=0)
+    )
     table.add_column("p", justify="right", min_width=max((len(row.vanilla.p) for row in lines), default=0))
     table.add_column("verdict", min_width=len("inconclusive"))
     for position, (result, found) in enumerate(shown):

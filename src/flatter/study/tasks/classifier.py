@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 from flatter.study.data import Classification
 from flatter.study.tasks.optimization import build_optimizer, find_device
 from flatter.study.tasks.regularization import disturb_labels
+from flatter.study.tasks.running import initialized, now
 from flatter.study.tasks.schedules import find_schedule
 from flatter.study.tasks.task import ClassificationSettings
 
@@ -40,10 +40,10 @@ def train_classifier(
     the last, smaller batch is kept, so an epoch has ``ceil(n / batch_size)`` steps.
 
     Reported per epoch: ``train_loss``, the mean over the examples of the loss at the step that used them, on the labels
-    that it used; ``val_error``
-    and, where the data have a test split, ``test_error`` after the epoch, in percent, NaN when an output of the model
-    is not finite; ``seconds``, the time for training alone, evaluation excluded. The flatness, where it is asked for,
-    is that of the cross-entropy without weight decay and dropout, on the first training examples and their true labels.
+    that it used; ``val_error`` and, where the data have a test split, ``test_error`` after the epoch, in percent, NaN
+    when an output of the model is not finite; ``seconds``, the time for training alone, evaluation excluded. The
+    flatness, where it is asked for, is that of the cross-entropy without weight decay and dropout, on the first
+    training examples and their true labels.
 
     Args:
         trial: the seed, and where to attach and report.
@@ -62,7 +62,7 @@ def train_classifier(
     seeds = np.random.SeedSequence(trial.seed).generate_state(4, np.uint64)
     init_seed, order_seed, label_seed, dropout_seed = (int(seed) for seed in seeds)
     masks = torch.Generator(device).manual_seed(dropout_seed)
-    model = _initialized(lambda: build(masks), init_seed).to(device)
+    model = initialized(lambda: build(masks), init_seed).to(device)
     order = torch.Generator().manual_seed(order_seed)
     label_noise = torch.Generator().manual_seed(label_seed)
 
@@ -80,7 +80,7 @@ def train_classifier(
 
     for _ in range(settings.epochs):
         model.train()
-        start = _now(device)
+        start = now(device)
         total_loss = torch.zeros((), dtype=torch.float64, device=device)  # stays there: no wait for it at each step
         labels = disturb_labels(data.train_y, settings.label_noise, data.classes, label_noise)
         for batch in torch.split(torch.randperm(examples, generator=order).to(device), settings.batch_size):
@@ -93,7 +93,7 @@ def train_classifier(
                 scheduler.step()
         if schedule.interval == "epoch":
             scheduler.step()
-        seconds = _now(device) - start
+        seconds = now(device) - start
 
         model.eval()
         trial.report(seconds=seconds, train_loss=total_loss.item() / examples, **_errors(model, data, evaluation_batch))
@@ -128,18 +128,3 @@ def error_percent(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size
     if not outputs.isfinite().all():
         return math.nan
     return 100.0 * float((outputs.argmax(dim=1) != y).double().mean())
-
-
-def _initialized(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    # Layers initialize themselves from the global generator of the CPU: seed it, and put its state back afterwards.
-    # torch.manual_seed would also move the generators of every GPU, which are left alone here.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return build()
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, read after the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

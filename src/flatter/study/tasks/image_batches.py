@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from flatter.study.data import Images
 from flatter.study.tasks.augmentation import Augmentation, Crops, crop_windows, cropped, cut_out, mix
 from flatter.study.tasks.image_settings import ImageSettings
+from flatter.study.tasks.regularization import disturb_labels
 
 FLATNESS_BATCH = 500
 
@@ -50,15 +51,22 @@ class TrainingBatches:
         settings: batch size and augmentation.
         order: generator of the order, of the CPU.
         augmentation: what draws the augmentation.
+        label_noise: generator of which labels are wrong, of the CPU.
     """
 
     def __init__(
-        self, data: Images, settings: ImageSettings, order: torch.Generator, augmentation: Augmentation
+        self,
+        data: Images,
+        settings: ImageSettings,
+        order: torch.Generator,
+        augmentation: Augmentation,
+        label_noise: torch.Generator,
     ) -> None:
         self.data = data
         self.settings = settings
         self.order = order
         self.augmentation = augmentation
+        self.label_noise = label_noise
         self._windows = crop_windows(data.train_x) if settings.augment else None
 
     def epoch(self) -> Iterator[Batch]:
@@ -67,6 +75,7 @@ class TrainingBatches:
         images, _, height, width = data.train_x.shape
         device = data.train_x.device
         size = settings.batch_size
+        labels = disturb_labels(data.train_y, settings.label_noise, data.classes, self.label_noise)
         rows = torch.randperm(images, generator=self.order).to(device)
         # Each holds one row an image, in the order in which the epoch uses them.
         crops = [part.to(device) for part in augmentation.crops(images)] if settings.augment else []
@@ -74,7 +83,7 @@ class TrainingBatches:
         for start in range(0, images, size):
             here = slice(start, start + size)
             batch = rows[here]
-            y = data.train_y[batch]
+            y = labels[batch]
             if self._windows is None:
                 x = data.train_x[batch]
             else:

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from flatter.study.tasks.task import Settings
+from flatter.study.tasks.task import ClassificationSettings
 
 
-class ImageSettings(Settings):
+class ImageSettings(ClassificationSettings):
     """Settings of an image task.
 
     Attributes:
@@ -48,7 +48,7 @@ class ImageSettings(Settings):
 
     @field_validator("cutmix_probability")
     @classmethod
-    def _is_used(cls, probability: float, info: ValidationInfo) -> float:
+    def _has_cutmix(cls, probability: float, info: ValidationInfo) -> float:
         if probability != cls.model_fields["cutmix_probability"].default and info.data.get("cutmix") == 0:
             raise PydanticCustomError("cutmix", "cutmix is off: set cutmix, as in cutmix = 1")
         return probability

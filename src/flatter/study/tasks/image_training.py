@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,9 @@ from flatter.study.tasks.augmentation import Augmentation
 from flatter.study.tasks.image_batches import FlatnessBatches, TrainingBatches
 from flatter.study.tasks.image_models import build_image_model
 from flatter.study.tasks.image_settings import DropoutImageSettings, ImageSettings
-from flatter.study.tasks.optimization import build_optimizer, find_device, scheduler_factory
+from flatter.study.tasks.optimization import build_optimizer, find_device
+from flatter.study.tasks.running import initialized, now
+from flatter.study.tasks.schedules import find_schedule
 
 if TYPE_CHECKING:
     from flatter.study.trial import Trial
@@ -27,11 +28,11 @@ EVALUATION_BATCH = 1000
 def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: str, mirror: bool = True) -> None:
     """Train a network for images with cross-entropy and report every epoch to the trial.
 
-    The trial's seed decides the initial weights, the order of the data, the augmentation and the masks of dropout, and
-    nothing else does. Each has a generator of its own, so settings that change one leave the others as they are, and
-    the global random state is as it was. All but the masks are drawn on the CPU, so they are the same on every device.
-    Every epoch visits each training image once; the last, smaller batch is kept, so an epoch has
-    ``ceil(n / batch_size)`` steps.
+    The trial's seed decides the initial weights, the order of the data, the augmentation, the masks of dropout and
+    which labels are wrong, and nothing else does. Each has a generator of its own, so settings that change one leave
+    the others as they are, and the global random state is as it was. All but the masks are drawn on the CPU, so they
+    are the same on every device. Every epoch visits each training image once; the last, smaller batch is kept, so an
+    epoch has ``ceil(n / batch_size)`` steps.
 
     Reported per epoch: ``train_loss``, the mean over the images of the loss at the step that used them (augmented,
     smoothed and mixed as they are trained on); ``val_error`` and, where the data have a test split, ``test_error``
@@ -52,11 +53,13 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
     """
     device = find_device(settings)
     data = data.to(device)
-    seeds = (int(seed) for seed in np.random.SeedSequence(trial.seed).generate_state(4, np.uint64))
-    init_seed, order_seed, augmentation_seed, dropout_seed = seeds
+    seeds = (int(seed) for seed in np.random.SeedSequence(trial.seed).generate_state(5, np.uint64))
+    init_seed, order_seed, augmentation_seed, dropout_seed, label_seed = seeds
     dropout = settings.dropout if isinstance(settings, DropoutImageSettings) else 0.0
     masks = torch.Generator(device).manual_seed(dropout_seed)
-    network = _initialized(model, data.classes, dropout, masks, init_seed).to(device)
+    network = initialized(
+        lambda: build_image_model(model, data.classes, dropout=dropout, generator=masks), init_seed
+    ).to(device)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     network = network.to(memory_format=layout)  # type: ignore[call-overload]
     batches = TrainingBatches(
@@ -64,15 +67,18 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
         settings,
         order=torch.Generator().manual_seed(order_seed),
         augmentation=Augmentation(settings, augmentation_seed, mirror=mirror),
+        label_noise=torch.Generator().manual_seed(label_seed),
     )
 
+    steps = math.ceil(len(data.train_x) / settings.batch_size)
     optimizer = build_optimizer(settings, network.parameters())
+    schedule = find_schedule(settings, steps)
     scheduler = trial.attach(
         optimizer,
-        steps_per_epoch=math.ceil(len(data.train_x) / settings.batch_size),
+        steps_per_epoch=steps,
         epochs=settings.epochs,
-        scheduler=scheduler_factory(settings),
-        interval="epoch",
+        scheduler=schedule.factory,
+        interval=schedule.interval,
     )
     autocast = torch.autocast(
         device.type, dtype=getattr(torch, settings.precision), enabled=settings.precision != "float32"
@@ -82,7 +88,7 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
 
     for _ in range(settings.epochs):
         network.train()
-        start = _now(device)
+        start = now(device)
         total_loss = torch.zeros((), dtype=torch.float64, device=device)  # stays there: no wait for it at each step
         for batch in batches.epoch():
             with autocast:
@@ -92,8 +98,11 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
             scaler.step(optimizer)
             scaler.update()
             total_loss += loss.detach() * len(batch.y)
-        scheduler.step()
-        seconds = _now(device) - start
+            if schedule.interval == "step":
+                scheduler.step()
+        if schedule.interval == "epoch":
+            scheduler.step()
+        seconds = now(device) - start
 
         network.eval()
         with autocast:
@@ -127,18 +136,3 @@ def error_percent(network: nn.Module, data: Images, x: Tensor, y: Tensor) -> flo
         wrong += (outputs.argmax(dim=1) != classes).sum()
         finite &= outputs.isfinite().all()
     return 100.0 * wrong.item() / len(x) if finite else math.nan
-
-
-def _initialized(model: str, classes: int, dropout: float, masks: torch.Generator, seed: int) -> nn.Module:
-    # Layers initialize themselves from the global generator of the CPU: seed it, and put its state back afterwards.
-    # torch.manual_seed would also move the generators of every GPU, which are left alone here.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return build_image_model(model, classes, dropout=dropout, generator=masks)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, read after the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
