@@ -18,7 +18,7 @@ from flatter.study.data import cifar
 from flatter.study.data.folder import DataFile, read_file
 from flatter.study.data.images import images_of
 from flatter.study.flatness import FlatnessSettings
-from flatter.study.tasks import TASKS, SettingsError, image_batches, image_training
+from flatter.study.tasks import TASKS, SettingsError, image_batches, image_training, running
 from flatter.study.tasks.augmentation import (
     Augmentation,
     Box,
@@ -427,7 +427,7 @@ def test_divergence_is_reported_as_it_is(data):
 
 def test_seconds_are_those_of_training_alone(data, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(image_training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(running.time, "perf_counter", lambda: clock[0])
 
     def slow_evaluation(*args):
         clock[0] += 1000

@@ -18,7 +18,7 @@ from flatter.perturbation import Perturbation
 from flatter.study.arms import Arm
 from flatter.study.data import Classification
 from flatter.study.flatness import FlatnessSettings
-from flatter.study.tasks import TASKS, Settings, SettingsError, UnknownTaskError, classifier, get_task
+from flatter.study.tasks import TASKS, Settings, SettingsError, UnknownTaskError, classifier, get_task, running
 from flatter.study.tasks.classifier import error_percent
 from flatter.study.tasks.mlp import MlpSettings, build_mlp, train_mlp
 from flatter.study.tasks.regularization import disturb_labels
@@ -176,8 +176,8 @@ def test_other_seeds_have_other_weights_and_another_order(digits, monkeypatch):
     first, second = run(digits, seed=0), run(digits, seed=1)
     assert not equal(first.initial, second.initial)
 
-    initialized = classifier._initialized
-    monkeypatch.setattr(classifier, "_initialized", lambda build, seed: initialized(build, 0))
+    initialized = classifier.initialized
+    monkeypatch.setattr(classifier, "initialized", lambda build, seed: initialized(build, 0))
     first, second = run(digits, seed=0), run(digits, seed=1)
     assert equal(first.initial, second.initial)
     assert not equal(first.last, second.last)  # so the order of the data differs too
@@ -446,7 +446,7 @@ def test_divergence_is_reported_as_it_is(digits):
 
 def test_seconds_are_those_of_training_alone(digits, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(classifier.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(running.time, "perf_counter", lambda: clock[0])
 
     class Tick(torch.autograd.Function):
         """A second for every backward pass."""

@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 def environment() -> Mapping[str, str]:
     """The rest that may be asked for later: platform, further packages, the GPU where there is one."""
     found = {"platform": platform.platform(), "processor": platform.machine(), "numpy": np.__version__}
-    for package in ("numba", "torch_geometric", "optuna", "ray"):
+    for package in ("numba", "optuna", "ray"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
