@@ -27,23 +27,27 @@ def flatness_section(comparison: Comparison, draw: Callable[[go.Figure], str | N
     if flatness is None:
         return Markup("")
     styles = arm_styles(comparison)
-    text = templates().get_template("flatness.html.jinja").render(
-        comparison=comparison,
-        flatness=flatness,
-        headline=flatness_headline(comparison, flatness),
-        methods=method_lines(comparison, flatness),
-        correlations=correlation_lines(comparison, flatness),
-        rate_with_metric=coefficient(flatness.rate_with_metric),
-        tables=[
-            ("minus vanilla", against_vanilla(comparison, flatness)),
-            ("minus its control", against_controls(comparison, flatness)),
-        ],
-        headers=[(m.label.replace(" at ", "\nat ").split("\n"), scale_of(m).power) for m in flatness.measures],
-        metric=metric_label(comparison),
-        difference_unit=difference_unit(comparison),
-        legend={arm.name: styles[arm.name] for arm in comparison.arms},
-        strips=[(name, draw(figure)) for name, figure in arm_beside_arm(comparison, flatness).items()],
-        strip_height=strip_height(comparison),
-        scatters=[(name, draw(figure)) for name, figure in against_metric_and_rate(comparison, flatness).items()],
+    text = (
+        templates()
+        .get_template("flatness.html.jinja")
+        .render(
+            comparison=comparison,
+            flatness=flatness,
+            headline=flatness_headline(comparison, flatness),
+            methods=method_lines(comparison, flatness),
+            correlations=correlation_lines(comparison, flatness),
+            rate_with_metric=coefficient(flatness.rate_with_metric),
+            tables=[
+                ("minus vanilla", against_vanilla(comparison, flatness)),
+                ("minus its control", against_controls(comparison, flatness)),
+            ],
+            headers=[(m.label.replace(" at ", "\nat ").split("\n"), scale_of(m).power) for m in flatness.measures],
+            metric=metric_label(comparison),
+            difference_unit=difference_unit(comparison),
+            legend={arm.name: styles[arm.name] for arm in comparison.arms},
+            strips=[(name, draw(figure)) for name, figure in arm_beside_arm(comparison, flatness).items()],
+            strip_height=strip_height(comparison),
+            scatters=[(name, draw(figure)) for name, figure in against_metric_and_rate(comparison, flatness).items()],
+        )
     )
     return Markup(text)  # rendered with escaping on

@@ -56,11 +56,15 @@ def render(template: str, drawn: Drawn, **content: Any) -> str:
         drawn: its figures.
         **content: what the template asks for.
     """
-    return templates().get_template(template).render(
-        **content,
-        # The page's own data and plotly's program: neither may be escaped, `to_json` has seen to the first.
-        figures=Markup(drawn.json()),
-        plotlyjs=Markup(get_plotlyjs()) if drawn.by_id else None,
+    return (
+        templates()
+        .get_template(template)
+        .render(
+            **content,
+            # The page's own data and plotly's program: neither may be escaped, `to_json` has seen to the first.
+            figures=Markup(drawn.json()),
+            plotlyjs=Markup(get_plotlyjs()) if drawn.by_id else None,
+        )
     )
 
 

@@ -75,7 +75,7 @@ def ledger_headline(ledger: Ledger) -> str:
     """How many claims have which verdict, in a sentence."""
     if not ledger.entries:
         return "This study replicates no claim of a paper."
-    counts = Counter(entry.verdict for entry in ledger.entries)
+    counts = Counter[str](entry.verdict for entry in ledger.entries)
     clauses = [
         f"{counts[verdict]} {words}"
         for verdict, words in (
@@ -101,7 +101,10 @@ def _row(entry: Entry) -> LedgerRow:
         cell=claim.cell,
         arm=claim.arm,
         where=", ".join(
-            filter(None, (f"{claim.paper}, table {claim.table}", claim.dataset, claim.model, claim.optimizer, claim.schedule))
+            filter(
+                None,
+                (f"{claim.paper}, table {claim.table}", claim.dataset, claim.model, claim.optimizer, claim.schedule),
+            )
         ),
         paper_vanilla=_reported(claim.baseline),
         paper_arm=_reported(claim.result),

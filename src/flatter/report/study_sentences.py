@@ -73,7 +73,11 @@ def _line(found: list[tuple[Comparison, ArmSummary]]) -> str:
         everywhere = len(cells) == len(found) > 1
         text = f"{verb} in {f'all {len(cells)} cells' if everywhere else listing(cells)}"
         if verdict == "helps":
-            own = [comparison.task for comparison, arm in found if _verdict(arm) == verdict and gain_is_own(comparison, arm)]
+            own = [
+                comparison.task
+                for comparison, arm in found
+                if _verdict(arm) == verdict and gain_is_own(comparison, arm)
+            ]
             text += _whose_gain(own, len(cells))
         parts.append(text)
     return "; ".join(parts)
@@ -140,7 +144,9 @@ def tuning_words(study: StudySpec) -> str:
     if any(arm.space for arm in study.arms):
         start = ", starting from that choice" if tuning.baseline else ""
         then = "Then every" if tuning.baseline else "Every"
-        parts.append(f"{then} arm{start} searches a space of its own, all on one budget: {_how(study, study.trials_per_arm)}.")
+        parts.append(
+            f"{then} arm{start} searches a space of its own, all on one budget: {_how(study, study.trials_per_arm)}."
+        )
     mean = "the mean over " if len(tuning.seeds) > 1 else ""
     parts.append(
         f"A configuration is judged by the final epoch on validation data, {mean}{seeds_words(tuning.seeds)}, which "

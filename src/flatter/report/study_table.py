@@ -16,7 +16,7 @@ from flatter.report.ledger_rows import LedgerRow, ledger_rows
 from flatter.report.rows import NOTHING, Row, metric_label, plural, rows
 from flatter.report.study_sentences import what_is_known
 from flatter.report.table import STYLES, judged_cells, name_cell, plain_table
-from flatter.report.tuning_rows import configuration_words, search_rows
+from flatter.report.tuning_rows import search_rows
 from flatter.study.spec import StudySpec
 from flatter.study.study import CellResult, CellStatus
 
@@ -56,7 +56,9 @@ def study_table(results: Sequence[CellResult]) -> Table:
     words = [word for name in [row.name for row in lines] + [r.cell.name for r in results] for word in name.split()]
     table.add_column("cell\n  arm", min_width=min(18, max(map(len, words), default=0)), overflow="fold")
     table.add_column("final", justify="right", min_width=max((len(row.final) for row in lines), default=0))
-    table.add_column("minus vanilla", justify="right", min_width=max((len(r.vanilla.interval) for r in lines), default=0))
+    table.add_column(
+        "minus vanilla", justify="right", min_width=max((len(r.vanilla.interval) for r in lines), default=0)
+    )
     table.add_column("p", justify="right", min_width=max((len(row.vanilla.p) for row in lines), default=0))
     table.add_column("verdict", min_width=len("inconclusive"))
     for position, (result, found) in enumerate(shown):
@@ -96,11 +98,9 @@ def tuning_lines(study: StudySpec, results: Sequence[CellResult]) -> list[str]:
     for result in results:
         for row in search_rows(study, result):
             if row.count:
+                value = "" if row.value == NOTHING else f", validation {row.value} (best of {row.count})"
                 warned = f". {' '.join(row.warnings)}" if row.warnings else ""
-                lines.append(
-                    f"{result.cell.name}, {row.name}: {configuration_words(row.tuned.choice)}, validation {row.value} "
-                    f"(best of {row.count}){warned}"
-                )
+                lines.append(f"{result.cell.name}, {row.name}: {row.chosen}{value}{warned}")
         if result.comparison is None:
             lines.append(f"{result.cell.name}: {what_is_known(result)}")
     return lines

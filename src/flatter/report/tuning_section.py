@@ -51,9 +51,7 @@ def tuning_section(study: StudySpec, result: CellResult, draw: Callable[[go.Figu
         drawn = search_figures(row.tuned, label, task.better, is_grid=study.tuning.sampler == "grid")
         table = [
             ([value_words(value) for value in configuration.values()], number_of(found), index == row.tuned.chosen)
-            for index, (configuration, found) in enumerate(
-                zip(row.tuned.configurations, row.tuned.values, strict=True)
-            )
+            for index, (configuration, found) in enumerate(zip(row.tuned.configurations, row.tuned.values, strict=True))
         ]
         searches.append(_Search(row, [(name, draw(figure)) for name, figure in drawn.items()], table))
     template = templates().get_template("tuning.html.jinja")
