@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import flatter
+from flatter.study.check import check_study
+from flatter.study.spec import parse_study
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # A block that shows a fragment, or needs several processes, says so in the line before it.
@@ -30,6 +34,36 @@ def test_code_of_the_docs_runs(page, tmp_path, monkeypatch):
         # As in a notebook: inspect finds the source of what is defined here.
         linecache.cache[file] = (len(padded), None, padded.splitlines(keepends=True), file)
         exec(compile(padded, file, "exec"), names)
+
+
+def test_study_files_of_the_docs_are_studies():
+    found = [
+        block for page in PAGES for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+    ]
+    assert found
+    for text in found:
+        check_study(parse_study(text, name="docs", source="docs"))
+
+
+def test_the_task_of_the_docs_makes_a_study(tmp_path, monkeypatch):
+    """What docs/studies.md says about a task of one's own, done as it says it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ((_, code),) = blocks(ROOT / "docs" / "studies.md")
+    (tmp_path / "my_tasks.py").write_text(code)
+    file = tmp_path / "ridge.toml"
+    file.write_text(
+        'task = "my_tasks:RIDGE"\n'
+        '[[arms]]\nmethod = "vanilla"\nspace.learning_rate = [0.05, 0.1]\n'
+        '[[arms]]\nmethod = "leap"\nspace.sigma = [0.1, 0.5]\n'
+    )
+    (cell,) = flatter.run_study(file, quiet=True).cells
+    assert [tuned.configurations for tuned in cell.tuned] == [
+        ({"learning_rate": 0.05}, {"learning_rate": 0.1}),
+        ({"sigma": 0.1}, {"sigma": 0.5}),
+    ]
+    assert cell.comparison.arms[0].n == 10
+    assert (tmp_path / "runs" / "ridge" / "report.html").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -19,7 +19,7 @@ def call(*arguments):
 def quick(monkeypatch):
     """One step a turn: what is measured does not matter here."""
     measure = bench.measure
-    monkeypatch.setattr("flatter.cli.measure", lambda *args, **options: measure(*args, **options, slice_ms=0.01))
+    monkeypatch.setattr("flatter.cli.bench.measure", lambda *args, **options: measure(*args, **options, slice_ms=0.01))
 
 
 def test_it_prints_a_table_and_writes_the_file(tmp_path, quick):

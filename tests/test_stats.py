@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from flatter import stats
-from flatter.stats import holm, judge, mean_interval, seeds_needed, sign_flip_p_value
+from flatter.stats import holm, judge, mean_interval, seeds_needed, sign_flip_p_value, welch_interval
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,28 @@ def test_mean_interval_by_hand_and_at_the_edges():
     assert all(map(math.isnan, mean_interval([1.0])))
     with pytest.raises(ValueError, match="confidence must lie between 0 and 1"):
         mean_interval([1.0, 2.0], 95)
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+@pytest.mark.parametrize(("n", "m"), [(2, 5), (10, 5), (5, 3)])
+def test_welch_interval_is_scipys(n, m, confidence):
+    rng = np.random.default_rng(n)
+    a, b = rng.normal(1, 2, n), rng.normal(3, 0.5, m)
+    reference = scipy_stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
+    found = welch_interval((a.mean(), a.std(ddof=1), n), (b.mean(), b.std(ddof=1), m), confidence)
+    assert found == pytest.approx((reference.low, reference.high), rel=1e-9)
+
+
+def test_welch_interval_at_the_edges():
+    assert welch_interval((2.0, 0.0, 3), (0.5, 0.0, 4)) == (1.5, 1.5)
+    # One spread alone: Student's t of that sample.
+    half = 4.302653 / math.sqrt(3)
+    assert welch_interval((2.0, 1.0, 3), (0.0, 0.0, 3)) == pytest.approx((2 - half, 2 + half))
+    for wrong in ((math.nan, 1.0, 3), (0.0, -1.0, 3), (0.0, math.inf, 3), (0.0, 1.0, 1)):
+        with pytest.raises(ValueError, match="each sample needs a finite mean"):
+            welch_interval((1.0, 1.0, 5), wrong)
+    with pytest.raises(ValueError, match="confidence must lie between 0 and 1"):
+        welch_interval((1.0, 1.0, 5), (1.0, 1.0, 5), 95)
 
 
 @pytest.mark.parametrize(

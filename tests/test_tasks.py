@@ -17,8 +17,9 @@ from flatter.perturbation import Perturbation
 from flatter.study.arms import Arm
 from flatter.study.data import Classification
 from flatter.study.flatness import FlatnessSettings
-from flatter.study.tasks import TASKS, Settings, SettingsError, UnknownTaskError, get_task, mlp
-from flatter.study.tasks.mlp import MlpSettings, build_mlp, error_percent, train_mlp
+from flatter.study.tasks import TASKS, Settings, SettingsError, UnknownTaskError, classifier, get_task
+from flatter.study.tasks.classifier import error_percent
+from flatter.study.tasks.mlp import MlpSettings, build_mlp, train_mlp
 from flatter.study.tasks.regularization import disturb_labels
 from flatter.study.trial import Trial
 
@@ -94,7 +95,7 @@ def equal(first, second):
 
 
 def test_names_and_what_is_judged():
-    assert list(TASKS) == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10)), "mnist-fcnet"]
+    assert list(TASKS) == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10)), "mnist-fcnet", "imdb-lstm"]
     for name, task in TASKS.items():
         assert get_task(name) is task
         assert (task.name, task.metric, task.unit, task.better) == (name, "test_error", "%", "lower")
@@ -174,8 +175,8 @@ def test_other_seeds_have_other_weights_and_another_order(digits, monkeypatch):
     first, second = run(digits, seed=0), run(digits, seed=1)
     assert not equal(first.initial, second.initial)
 
-    initialized = mlp._initialized
-    monkeypatch.setattr(mlp, "_initialized", lambda build, seed: initialized(build, 0))
+    initialized = classifier._initialized
+    monkeypatch.setattr(classifier, "_initialized", lambda build, seed: initialized(build, 0))
     first, second = run(digits, seed=0), run(digits, seed=1)
     assert equal(first.initial, second.initial)
     assert not equal(first.last, second.last)  # so the order of the data differs too
@@ -424,7 +425,9 @@ def test_train_loss_is_the_mean_over_examples(digits):
 
 def test_error_is_in_percent():
     outputs = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert error_percent(torch.nn.Identity(), outputs, torch.tensor([0, 1, 1])) == pytest.approx(100 / 3)
+    for batch_size in (None, 1, 2, 5):
+        error = error_percent(torch.nn.Identity(), outputs, torch.tensor([0, 1, 1]), batch_size)
+        assert error == pytest.approx(100 / 3)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -442,7 +445,7 @@ def test_divergence_is_reported_as_it_is(digits):
 
 def test_seconds_are_those_of_training_alone(digits, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(mlp.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(classifier.time, "perf_counter", lambda: clock[0])
 
     class Tick(torch.autograd.Function):
         """A second for every backward pass."""
@@ -463,7 +466,7 @@ def test_seconds_are_those_of_training_alone(digits, monkeypatch):
         clock[0] += 1000
         return error_percent(*args)
 
-    monkeypatch.setattr(mlp, "error_percent", slow_evaluation)
+    monkeypatch.setattr(classifier, "error_percent", slow_evaluation)
     assert [epoch["seconds"] for epoch in run(digits).epochs] == [15, 15, 15]
 
 

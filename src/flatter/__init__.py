@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from flatter.study.arms import Arm, Peak
     from flatter.study.comparison import Comparison
     from flatter.study.flatness import FlatnessSettings
+    from flatter.study.tasks.task import Settings, Task
     from flatter.study.trial import Trial
+    from flatter.study_workflow import ExecutorChoice, StudyOutcome, run_study
     from flatter.workflow import compare
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Comparison",
     "Constant",
     "Distribution",
+    "ExecutorChoice",
     "FlatnessSettings",
     "Handle",
     "LogUniform",
@@ -33,6 +36,9 @@ __all__ = [
     "Normal",
     "Peak",
     "Perturbation",
+    "Settings",
+    "StudyOutcome",
+    "Task",
     "Trial",
     "Uniform",
     "Window",
@@ -48,17 +54,23 @@ __all__ = [
     "ralr",
     "random_lr",
     "random_lr_normal",
+    "run_study",
 ]
 
 # Imported when first used: they need the packages of the "compare" extra, and the import of flatter stays quick.
 _LAZY = {
     "Arm": "flatter.study.arms",
     "Comparison": "flatter.study.comparison",
+    "ExecutorChoice": "flatter.study_workflow",
     "FlatnessSettings": "flatter.study.flatness",
     "Peak": "flatter.study.arms",
+    "Settings": "flatter.study.tasks.task",
+    "StudyOutcome": "flatter.study_workflow",
+    "Task": "flatter.study.tasks.task",
     "Trial": "flatter.study.trial",
     "compare": "flatter.workflow",
     "flatness": "flatter.flatness",
+    "run_study": "flatter.study_workflow",
 }
 
 

@@ -199,6 +199,43 @@ def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tup
     return mean - half, mean + half
 
 
+def welch_interval(
+    a: tuple[float, float, int], b: tuple[float, float, int], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Welch's t interval of the difference of two means, of unpaired samples that may differ in their spread.
+
+    For results of which only mean, spread and number are known, such as a paper's. Runs of one's own are paired by
+    seed: use :func:`mean_interval` for those.
+
+    Args:
+        a, b: mean, standard deviation (n − 1) and number of the values of each sample; at least 2 values.
+        confidence: the share of such intervals that contains the true difference, in (0, 1). Default: 0.95.
+
+    Returns:
+        The lower and upper end of the interval of ``mean of a − mean of b``; both are the difference itself where
+        neither sample has any spread.
+
+    Raises:
+        ValueError: a number is not finite, a standard deviation negative, a sample below 2, or ``confidence`` not in
+            (0, 1).
+    """
+    _check_share("confidence", confidence)
+    for mean, sd, n in (a, b):
+        if not (math.isfinite(mean) and math.isfinite(sd) and sd >= 0 and n >= 2):
+            raise ValueError(
+                "each sample needs a finite mean, a standard deviation of at least 0, and at least 2 values; got "
+                f"mean {mean}, standard deviation {sd}, {n} values"
+            )
+    difference = a[0] - b[0]
+    variances = a[1] ** 2 / a[2], b[1] ** 2 / b[2]
+    total = sum(variances)
+    if total == 0:
+        return difference, difference
+    freedom = total**2 / (variances[0] ** 2 / (a[2] - 1) + variances[1] ** 2 / (b[2] - 1))
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * math.sqrt(total)
+    return difference - half, difference + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: p values that may be compared with the family-wise level, each on its own.
 

@@ -170,8 +170,8 @@ def _parse(text: str) -> Record:
 
 
 def _columns(record: Record) -> list[Any]:
-    own = {**asdict(record), "metric": (record.spec or {}).get("metric")}
-    return [own[name] for name in _COLUMNS]
+    metric = (record.spec or {}).get("metric")
+    return [metric if name == "metric" else getattr(record, name) for name in _COLUMNS]
 
 
 _ADVICE = "Choose another output folder, or move the file away"

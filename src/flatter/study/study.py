@@ -65,7 +65,7 @@ class CellStatus:
     failed: int
 
 
-def run_study(
+def run_study_in(
     study: StudySpec,
     store: Store,
     executor: Executor,

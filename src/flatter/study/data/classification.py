@@ -1,4 +1,4 @@
-"""A classification data set as tensors, normalised."""
+"""A classification data set as tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class Classification:
     """Inputs and labels of the training, validation and test split.
 
     Attributes:
-        train_x, val_x, test_x: normalised inputs, float32, shape ``(n, features)``: images are flattened row by row.
+        train_x, val_x, test_x: inputs, shape ``(n, features)``: of images normalised pixels, float32, flattened row
+            by row; of texts the numbers of words, int64.
         train_y, val_y, test_y: class of each input, int64, shape ``(n,)``, in ``0 .. classes - 1``.
         classes: number of classes.
 

@@ -23,7 +23,8 @@ class DataFile:
         sha256: SHA-256 of its content, 64 hexadecimal digits.
         folders: where it may lie inside a data folder, tried in order; ``""`` is the folder itself. A download goes to
             the first.
-        mirrors: base URLs that end in ``/``, tried in order; the file's address is mirror + name.
+        mirrors: base URLs that end in ``/``, tried in order; the file's address is mirror + name. None: a file that is
+            published nowhere, and cannot be downloaded.
     """
 
     name: str
@@ -69,6 +70,19 @@ def _read_from_user(file: DataFile, folder: Path, given_as: str) -> bytes:
     return content
 
 
+def cache_folder() -> Path:
+    """Return flatter's own folder in the user's cache; it need not exist.
+
+    Raises:
+        ImportError: the package pooch is not installed.
+    """
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError("flatter's cache is found by pooch: pip install 'flatter[compare]'.") from error
+    return Path(pooch.os_cache("flatter"))
+
+
 def _read_from_cache(file: DataFile) -> bytes:
     try:
         import pooch
@@ -78,10 +92,16 @@ def _read_from_cache(file: DataFile) -> bytes:
             f"the file as data_dir or in {ENVIRONMENT_VARIABLE}."
         ) from error
 
-    folder = Path(pooch.os_cache("flatter"))
+    folder = cache_folder()
     content = _find(file, folder)
     if content is not None:
         return content
+
+    if not file.mirrors:
+        raise DataError(
+            f"'{file.name}' is published nowhere and cannot be downloaded: give the folder that has "
+            f"'{file.folders[0]}/{file.name}' as data_dir or in {ENVIRONMENT_VARIABLE}."
+        )
 
     # Only a file that is not there gets here, so pooch, which replaces files of another checksum, replaces none.
     destination = folder / file.folders[0]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from flatter.study.data.classification import Classification, Pixels, normalised
 from flatter.study.data.folder import DataError, DataFile, read_file
+from flatter.study.data.images import Images, images_of
 
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -60,6 +61,19 @@ def load_mnist(data_dir: str | Path | None = None) -> Classification:
         (raw.train_images[train], raw.train_labels[train]),
         (raw.train_images[val], raw.train_labels[val]),
         (raw.test_images, raw.test_labels),
+        classes=10,
+    )
+
+
+def load_mnist_images(data_dir: str | Path | None = None) -> Images:
+    """Return the MNIST of :func:`load_mnist` as images of one channel, 28×28 pixels; arguments and errors as there."""
+    raw = read_mnist(data_dir)
+    train, val = split_indices()
+    images = raw.train_images[:, None]
+    return images_of(
+        (images[train], raw.train_labels[train]),
+        (images[val], raw.train_labels[val]),
+        (raw.test_images[:, None], raw.test_labels),
         classes=10,
     )
 

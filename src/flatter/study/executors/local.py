@@ -1,23 +1,26 @@
+"""In this process, one job after the other."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable
 
-from flatter.study.executors.executor import Lost
+from typing_extensions import Self
 
-J = TypeVar("J")
-R = TypeVar("R")
+from flatter.study.executors.executor import J, Lost, R
 
 
 class LocalExecutor:
+    """Runs every job here, with the threads that torch has; nothing is pickled, and no job is ever lost."""
+
     slots = 1
 
-    def __enter__(self) -> LocalExecutor:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *a: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         pass
 
-    def run(self, work: Callable[[J], R], jobs: Iterable[J]) -> Iterator[tuple[J, R | Lost]]:
+    def run(self, work: Callable[[J], R], jobs: Iterable[J]) -> Generator[tuple[J, R | Lost], None, None]:
+        """See :meth:`Executor.run`."""
         for job in jobs:
             yield job, work(job)

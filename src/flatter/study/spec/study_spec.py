@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -220,7 +222,8 @@ class StudySpec(_Table):
                 )
         if all(arm.name != VANILLA for arm in self.arms):
             raise ValueError("there is no arm vanilla to compare with: add [[arms]] with method = 'vanilla'")
-        if set(self.tuning.seeds) & set(self.final.seeds):
+        tuned = bool(self.tuning.baseline) or any(arm.space for arm in self.arms)
+        if tuned and set(self.tuning.seeds) & set(self.final.seeds):
             raise ValueError("tuning.seeds and final.seeds share a seed: settings must be judged on seeds of their own")
         self._check_budgets()
         return self
@@ -243,6 +246,23 @@ class StudySpec(_Table):
             raise ValueError(f"arm {idle!r} has no search space while others have: equal budgets need one for each")
         if searched and tuning.trials is None:
             raise ValueError(f"tuning.trials is missing: the sampler {tuning.sampler} needs a number of configurations")
+
+    def with_cells(self, names: Sequence[str]) -> Self:
+        """The same study of some of its cells.
+
+        Args:
+            names: names of cells.
+
+        Raises:
+            ValueError: there is no such cell; the message has the closest name and all names.
+        """
+        known = [cell.name for cell in self.cells]
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ValueError(f"study {self.name} has no cell {name!r}: {hint}Its cells are {', '.join(known)}")
+        return self.model_copy(update={"cells": tuple(cell for cell in self.cells if cell.name in names)})
 
     @property
     def trials_per_arm(self) -> int:

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
+from flatter.study.tasks.graphs import GRAPH_TASKS
 from flatter.study.tasks.mlp import MlpSettings, train_mlp
 from flatter.study.tasks.task import Settings, SettingsError, Task
+from flatter.study.tasks.text import TEXT_TASKS
 
 __all__ = ["TASKS", "Settings", "SettingsError", "Task", "UnknownTaskError", "get_task"]
 
@@ -86,6 +88,8 @@ TASKS: dict[str, Task] = {
         _digits_mlp(),
         *(_mnist_mlp(layers) for layers in MNIST_WIDTHS),
         _mnist_fcnet(),
+        *GRAPH_TASKS,
+        *TEXT_TASKS,
     )
 }
 

@@ -1,60 +1,23 @@
-"""The command line, thin: it reads arguments, calls the library and turns errors into one line and a status."""
+"""``flatter compare`` and ``flatter tasks``."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
-try:
-    import torch
-    import typer
-    from rich.console import Console
-    from rich.table import Table
+import typer
+from rich.console import Console
+from rich.table import Table
 
-    from flatter.bench import OPTIMIZERS, Row, measure, table, write_csv
-    from flatter.workflow import PAGE_NAME, CompareError, compare_task
-except ModuleNotFoundError as _missing:  # the library alone was installed
-    if (_missing.name or "").startswith("flatter"):
-        raise
-    sys.stderr.write(f"error: the flatter command needs {_missing.name} and more: pip install 'flatter[compare]'\n")
-    sys.exit(2)
-
+from flatter.cli.program import INTERRUPTED, app, fail
 from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatter.study.data import DataError
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.store import StoreError
 from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
 from flatter.study.trial import TrialError
-from flatter.version import __version__
-
-app = typer.Typer(
-    help="Random and peaked learning rates for PyTorch, and an honest test of whether they help.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-BAD_INPUT = 2
-INTERRUPTED = 130
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"flatter {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Options of the program itself."""
+from flatter.workflow import PAGE_NAME, CompareError, compare_task
 
 
 @app.command()
@@ -134,87 +97,21 @@ def compare(
             quiet=quiet,
         )
     except KeyboardInterrupt:
-        _fail(
-            f"interrupted; finished trials are kept in {folder}, and the same command goes on from there", INTERRUPTED
-        )
+        fail(f"interrupted; finished trials are kept in {folder}, and the same command goes on from there", INTERRUPTED)
     except (ArmError, CompareError, DataError, SettingsError, StoreError, TrialError, UnknownTaskError) as error:
-        _fail(str(error))
+        fail(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
-        _fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
-
-
-@app.command()
-def bench(
-    models: Annotated[str, typer.Option(help="Which of mlp, resnet18 and 50m to step.")] = "mlp,resnet18",
-    optimizers: Annotated[str, typer.Option(help="Which of SGD, Adam, AdamW and RMSprop.")] = ",".join(OPTIMIZERS),
-    rounds: Annotated[int, typer.Option(min=1, help="How many turns every contender has.")] = 15,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: torch's].")] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the table here, as CSV.")] = None,
-) -> None:
-    """Measure what the noise costs: optimizer steps with and without it, taking turns on this machine."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        rows: list[Row] = []
-        for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
-            typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
-            rows.append(row)
-        if out is not None:
-            write_csv(rows, out)
-    except ValueError as error:
-        _fail(str(error))
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _fail(f"cannot write {error.filename}: {error.strerror}")
+        fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
 
 
 def _flatness(wanted: bool, max_batches: int | None, max_iter: int | None) -> FlatnessSettings | bool:
     if not wanted:
         for option, value in (("--max-batches", max_batches), ("--max-iter", max_iter)):
             if value is not None:
-                _fail(f"{option} is a bound on the flatness measures: give --flatness too")
+                fail(f"{option} is a bound on the flatness measures: give --flatness too")
         return False
     chosen = FlatnessSettings()
     chosen = chosen if max_batches is None else replace(chosen, max_batches=max_batches)
     return chosen if max_iter is None else replace(chosen, max_iter=max_iter)
-
-
-def _fail(message: str, status: int = BAD_INPUT) -> NoReturn:
-    _print_error(message)
-    raise typer.Exit(status)
-
-
-def _print_error(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def main() -> None:
-    """Runs the command line; a polite kill ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
-        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except typer.Abort:
-        status = INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
-    except Exception as error:
-        # A wrong option: one line, as every other error. The class lives in click or in typer, by version.
-        explain = getattr(error, "format_message", None)
-        if explain is None:
-            raise
-        _print_error(f"{explain().rstrip('.')}. `flatter --help` and `flatter COMMAND --help` say what there is")
-        status = BAD_INPUT
-    sys.exit(status)
-
-
-if __name__ == "__main__":
-    main()

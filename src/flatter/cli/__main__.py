@@ -1,0 +1,5 @@
+"""``python -m flatter.cli``."""
+
+from flatter.cli import main
+
+main()

@@ -1,0 +1,176 @@
+"""``flatter run``, ``status``, ``report``, ``export`` and ``reproduce``: studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flatter.cli.program import INTERRUPTED, app, fail
+from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, study_text
+from flatter.study.data import DataError
+from flatter.study.executors import ExecutorError
+from flatter.study.export import ExportError
+from flatter.study.spec import StudyError, StudySpec
+from flatter.study.store import StoreError
+from flatter.study.trial import TrialError
+from flatter.study_workflow import (
+    ExecutorChoice,
+    export_study,
+    find_study,
+    folder_of,
+    report_study,
+    run_study,
+    show_status,
+    status_of,
+)
+
+
+class _Executor(str, Enum):
+    local = "local"
+    processes = "processes"
+    ray = "ray"
+
+
+class _Format(str, Enum):
+    csv = "csv"
+    parquet = "parquet"
+
+
+Study = Annotated[str, typer.Argument(help="A study file, such as studies/mine.toml, or the name of a packaged study.")]
+Cells = Annotated[
+    list[str] | None, typer.Option("--cell", help="Only this cell of the study; may be given several times.")
+]
+Out = Annotated[Path | None, typer.Option(help="Folder of the trials and the report [default: runs/NAME].")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of data files [default: FLATTER_DATA, else a download].")]
+Where = Annotated[_Executor, typer.Option("--executor", help="Where trials run.")]
+Workers = Annotated[int | None, typer.Option(help="With processes: how many [default: one per core].")]
+Address = Annotated[str | None, typer.Option(help="With ray: the cluster, host:port or auto [default: a local Ray].")]
+Cpus = Annotated[float | None, typer.Option(help="With ray: CPUs of a trial [default: 1].")]
+Gpus = Annotated[float | None, typer.Option(help="With ray: GPUs of a trial; 0.25 lets four share one [default: 0].")]
+Retries = Annotated[int | None, typer.Option(help="With ray: runs of a trial after its node was lost [default: 3].")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Write the report, print nothing.")]
+
+
+@app.command()
+def run(
+    study: Study,
+    cell: Cells = None,
+    out: Out = None,
+    executor: Where = _Executor.local,
+    workers: Workers = None,
+    address: Address = None,
+    cpus_per_trial: Cpus = None,
+    gpus_per_trial: Gpus = None,
+    retries: Retries = None,
+    data_dir: DataDir = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tune every arm on validation data under equal budgets, then judge the choices on the test set.
+
+    Interrupted or killed, the same command goes on where it was: every finished trial is in the study's store.
+    """
+    where = ExecutorChoice(executor.value, workers, address, cpus_per_trial, gpus_per_trial, retries)
+    with _errors():
+        _run(find_study(study, cell or ()), out, where, data_dir, retry_failed, quiet)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="A packaged study; without one, they are listed.")] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the study file instead, to change it and run that.")
+    ] = False,
+    cell: Cells = None,
+    out: Out = None,
+    executor: Where = _Executor.local,
+    workers: Workers = None,
+    address: Address = None,
+    cpus_per_trial: Cpus = None,
+    gpus_per_trial: Gpus = None,
+    retries: Retries = None,
+    data_dir: DataDir = None,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat a table of a paper, and say claim by claim whether it holds."""
+    where = ExecutorChoice(executor.value, workers, address, cpus_per_trial, gpus_per_trial, retries)
+    with _errors():
+        if name is None:
+            table = Table("study", "what it repeats", "runs on", box=None)
+            for info in list_studies():
+                table.add_row(info.name, info.summary, "a GPU" if info.on_gpu else "a CPU")
+            Console().print(table)
+        elif show:
+            typer.echo(study_text(name), nl=False)
+        else:
+            _run(find_study(name, cell or ()), out, where, data_dir, retry_failed, quiet)
+
+
+@app.command()
+def status(study: Study, cell: Cells = None, out: Out = None) -> None:
+    """Say how far a study is."""
+    with _errors():
+        show_status(status_of(find_study(study, cell or ()), out=out))
+
+
+@app.command()
+def report(study: Study, cell: Cells = None, out: Out = None, quiet: Quiet = False) -> None:
+    """Write the report of what a study has come to so far; runs nothing."""
+    with _errors():
+        report_study(find_study(study, cell or ()), out=out, quiet=quiet)
+
+
+@app.command()
+def export(
+    study: Study,
+    to: Annotated[Path | None, typer.Option(help="Folder to write to [default: the study's, then export].")] = None,
+    form: Annotated[_Format, typer.Option("--format", help="Format of the tables.")] = _Format.csv,
+    out: Out = None,
+) -> None:
+    """Write every trial and every epoch of a study as tables."""
+    with _errors():
+        chosen = find_study(study)
+        folder = folder_of(chosen, out) / "export" if to is None else to
+        for path in export_study(chosen, folder, form.value, out=out):
+            typer.echo(path)
+
+
+def _run(
+    study: StudySpec, out: Path | None, where: ExecutorChoice, data_dir: Path | None, retry_failed: bool, quiet: bool
+) -> None:
+    try:
+        run_study(study, out=out, executor=where, data_dir=data_dir, retry_failed=retry_failed, quiet=quiet)
+    except KeyboardInterrupt:
+        folder = folder_of(study, out)
+        fail(f"interrupted; finished trials are in {folder}, and the same command goes on from there", INTERRUPTED)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except (
+        DataError,
+        ExecutorError,
+        ExportError,
+        LedgerError,
+        PaperTableError,
+        StoreError,
+        StudyError,
+        TrialError,
+        UnknownStudyError,
+    ) as error:
+        fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"cannot write {error.filename}: {error.strerror}. Finished trials are kept")

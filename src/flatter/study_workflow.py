@@ -1,0 +1,225 @@
+"""Studies from end to end: read the file, run what is missing, show and write what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from flatter.replication import Ledger, build_ledger, find_claims, load_study
+from flatter.report.study_page import write_study_report
+from flatter.report.study_progress import StudyProgress
+from flatter.report.study_table import ledger_table, status_table, study_table
+from flatter.study.check import check_study
+from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
+from flatter.study.executors.processes import visible_cores
+from flatter.study.export import Format, export
+from flatter.study.spec import StudyError, StudySpec, read_study
+from flatter.study.store import Store
+from flatter.study.study import CellResult, CellStatus, run_study_in, study_results, study_status
+from flatter.study.work import Work
+
+STORE_NAME = "trials.sqlite"
+PAGE_NAME = "report.html"
+ExecutorName = Literal["local", "processes", "ray"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorChoice:
+    """Where the trials run.
+
+    Attributes:
+        name: ``"local"``: in this process, one after the other; ``"processes"``: in worker processes of this machine;
+            ``"ray"``: on a Ray cluster.
+        workers: of ``"processes"``: how many; default: one per core.
+        address: of ``"ray"``: the cluster's, ``"host:port"`` or ``"auto"``; default: a Ray of its own on this machine.
+        cpus_per_trial, gpus_per_trial: of ``"ray"``: what a trial takes of a node; 0.25 lets four share a GPU.
+        retries: of ``"ray"``: how often a trial is run again whose node was lost.
+    """
+
+    name: ExecutorName = "local"
+    workers: int | None = None
+    address: str | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    retries: int | None = None
+
+    def open(self) -> Executor:
+        """The executor, to be used in a ``with`` block.
+
+        Raises:
+            StudyError: an option that this executor does not have.
+            ExecutorError: a number that makes no sense.
+        """
+        options = {
+            "local": (),
+            "processes": ("workers",),
+            "ray": ("address", "cpus_per_trial", "gpus_per_trial", "retries"),
+        }[self.name]
+        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        given = {option: value for option, value in given.items() if value is not None}
+        for option in given:
+            if option not in options:
+                has = ", ".join(options) or "none"
+                raise StudyError(f"the executor '{self.name}' has no option {option}: it has {has}")
+        if self.name == "local":
+            return LocalExecutor()
+        if self.name == "processes":
+            return ProcessExecutor(self.workers or visible_cores())
+        return RayExecutor(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyOutcome:
+    """What a study has come to.
+
+    Attributes:
+        study: the study.
+        cells: every cell's result.
+        ledger: the papers' claims and their verdicts; ``None`` where the study replicates nothing.
+        page: the report.
+    """
+
+    study: StudySpec
+    cells: tuple[CellResult, ...]
+    ledger: Ledger | None
+    page: Path
+
+
+def run_study(
+    study: StudySpec | str | Path,
+    *,
+    out: str | Path | None = None,
+    executor: ExecutorChoice | ExecutorName = "local",
+    data_dir: str | Path | None = None,
+    retry_failed: bool = False,
+    quiet: bool = False,
+) -> StudyOutcome:
+    """Runs a study: tunes every arm on validation data with equal budgets, judges the choices on the test set.
+
+    Killed at any moment, the same call goes on: a trial that is in the store is not run again. Results do not depend
+    on where and in which order trials run.
+
+    Args:
+        study: a study file, or a study.
+        out: folder of the store and the report; default: ``runs/`` and the study's name.
+        executor: where trials run; a name stands for an :class:`ExecutorChoice` with its defaults.
+        data_dir: folder of data files, on every machine where trials run; default: ``FLATTER_DATA``, else a cache.
+        retry_failed: run trials again that failed.
+        quiet: show neither progress nor tables.
+
+    Raises:
+        StudyError: the study cannot be run as it is written.
+        StoreError: the folder cannot be used, or another program is writing to it.
+        DataError, ExecutorError, TrialError: see there. What ended before is kept.
+    """
+    chosen = read_study(Path(study)) if isinstance(study, (str, Path)) else study
+    check_study(chosen)
+    _check_claims(chosen)
+    folder = folder_of(chosen, out)
+    where = ExecutorChoice(executor) if isinstance(executor, str) else executor
+    console = Console(stderr=True)
+    work = Work(None if data_dir is None else Path(data_dir).expanduser().absolute())
+    with (
+        where.open() as opened,
+        Store(folder / STORE_NAME) as store,
+        StudyProgress(console, shown=not quiet) as progress,
+    ):
+        cells = run_study_in(chosen, store, opened, work, progress, retry_failed=retry_failed)
+    return _shown(chosen, cells, folder, quiet=quiet)
+
+
+def report_study(study: StudySpec, *, out: str | Path | None = None, quiet: bool = False) -> StudyOutcome:
+    """Writes the report of what a study has come to so far, and shows its tables; runs nothing.
+
+    Raises:
+        StudyError: the study cannot be run as it is written, or nothing of it was run yet.
+        StoreError: the store is damaged.
+    """
+    check_study(study)
+    folder = folder_of(study, out)
+    with closing(_open(study, folder)) as store:
+        cells = study_results(study, store)
+    return _shown(study, cells, folder, quiet=quiet)
+
+
+def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellStatus]:
+    """How far every cell of a study is; runs nothing.
+
+    Raises:
+        StudyError: the study cannot be run as it is written.
+        StoreError: the store is damaged.
+    """
+    check_study(study)
+    path = folder_of(study, out) / STORE_NAME
+    with closing(Store(path, read_only=True) if path.exists() else Store(None)) as store:
+        return study_status(study, store)
+
+
+def show_status(statuses: Sequence[CellStatus]) -> None:
+    """Prints a table of how far every cell is."""
+    Console().print(status_table(statuses))
+
+
+def export_study(study: StudySpec, folder: Path, form: Format, *, out: str | Path | None = None) -> tuple[Path, Path]:
+    """Writes all trials of a study's store as tables: see :func:`flatter.study.export.export`.
+
+    Raises:
+        StudyError, StoreError: as for :func:`report_study`.
+        ExportError, OSError: as for :func:`flatter.study.export.export`.
+    """
+    with closing(_open(study, folder_of(study, out))) as store:
+        return export(store, folder, form)
+
+
+def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
+    """The study in a file, or the packaged one of that name.
+
+    Args:
+        name: a file that ends in ``.toml``, or a name.
+        cells: names of cells: the others are left out; default: all.
+
+    Raises:
+        StudyError: as for :func:`flatter.study.spec.read_study`; or there is no such cell.
+        UnknownStudyError: there is no such study.
+    """
+    study = read_study(Path(name)) if name.endswith(".toml") else load_study(name)
+    try:
+        return study.with_cells(cells) if cells else study
+    except ValueError as error:
+        raise StudyError(str(error)) from None
+
+
+def folder_of(study: StudySpec, out: str | Path | None) -> Path:
+    """Where a study's store and report are."""
+    return Path("runs") / study.name if out is None else Path(out)
+
+
+def _open(study: StudySpec, folder: Path) -> Store:
+    path = folder / STORE_NAME
+    if not path.exists():
+        raise StudyError(f"nothing of the study {study.name} was run yet: there is no {path}")
+    return Store(path, read_only=True)
+
+
+def _check_claims(study: StudySpec) -> None:
+    if study.paper.paper is not None:
+        find_claims(study)  # a wrong row is better known before the first trial
+
+
+def _shown(study: StudySpec, cells: Sequence[CellResult], folder: Path, *, quiet: bool) -> StudyOutcome:
+    compared = {cell.cell.name: cell.comparison for cell in cells if cell.comparison is not None}
+    ledger = None if study.paper.paper is None else build_ledger(study, compared)
+    # The page first: whoever reads the tables may go away before their end.
+    page = write_study_report(study, cells, folder, ledger)
+    if not quiet:
+        console = Console()
+        console.print(study_table(cells))
+        if ledger is not None:
+            console.print(ledger_table(ledger))
+        Console(stderr=True).print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
+    return StudyOutcome(study, tuple(cells), ledger, page)

@@ -1,0 +1,76 @@
+"""Which configurations are tried."""
+
+import math
+
+import pytest
+from studies import TUNED, study
+
+from flatter.study.search import best, search
+
+
+def play(space, tuning, trials, base, value):
+    """All rounds of a search that is told `value(configuration)`."""
+    rounds = []
+    searching = search(space, tuning, trials, base, "lower")
+    asked = next(searching)
+    while True:
+        rounds.append(asked)
+        try:
+            asked = searching.send([value(configuration) for configuration in asked])
+        except StopIteration:
+            return rounds
+
+
+def test_a_grid_tries_all_in_its_order():
+    text = TUNED.replace("space.sigma = [0.5, 0.1, 0.01]", "space = { sigma = [0.5, 0.1, 0.01], momentum = [0.9] }")
+    read = study(text)
+    rounds = play(read.arms[1].space, read.tuning, None, {}, lambda c: 1.0)
+    assert rounds == [[{"sigma": s, "momentum": 0.9} for s in (0.5, 0.1, 0.01)]]
+
+
+def test_times_multiply_the_base():
+    read = study()
+    rounds = play(read.arms[0].space, read.tuning, None, {"learning_rate": 0.2}, lambda c: 1.0)
+    assert rounds == [[{"learning_rate": 0.1}, {"learning_rate": 0.2}, {"learning_rate": 0.4}]]
+
+
+def sampled(sampler, trials=24):
+    text = TUNED.replace("seeds = 2", f'sampler = "{sampler}"\ntrials = {trials}\nbaseline_trials = 2')
+    return study(text.replace("[0.5, 0.1, 0.01]", "{ low = 0.001, high = 1, log = true }"))
+
+
+def bowl(configuration):
+    return (math.log10(configuration["sigma"]) + 2) ** 2
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_samplers_are_played_again_the_same(sampler):
+    read = sampled(sampler)
+    first, second = (play(read.arms[1].space, read.tuning, 24, {}, bowl) for _ in range(2))
+    assert first == second
+    tried = [configuration["sigma"] for asked in first for configuration in asked]
+    assert len(tried) == len(set(tried)) == 24
+    assert all(0.001 <= sigma <= 1 for sigma in tried)
+
+
+def test_tpe_learns_and_random_does_not():
+    def late(sampler, value):
+        read = sampled(sampler)
+        return [c["sigma"] for asked in play(read.arms[1].space, read.tuning, 24, {}, value) for c in asked][12:]
+
+    assert late("random", bowl) == late("random", lambda c: 1.0)
+    near = sum(abs(math.log10(sigma) + 2) < 0.75 for sigma in late("tpe", bowl))
+    assert near >= 9  # of 12; half of the range is that near
+
+
+def test_a_failed_configuration_is_told_to_tpe():
+    read = sampled("tpe", trials=12)
+    rounds = play(read.arms[1].space, read.tuning, 12, {}, lambda c: math.nan if c["sigma"] > 0.1 else bowl(c))
+    assert sum(map(len, rounds)) == 12
+
+
+def test_the_best_is_finite_and_first_of_equals():
+    assert best([3.0, math.nan, 1.0, 1.0], "lower") == 2
+    assert best([3.0, math.nan, 1.0, 3.0], "higher") == 0
+    assert best([math.nan, math.nan], "lower") == 0
+    assert best([math.inf, 2.0], "lower") == 1

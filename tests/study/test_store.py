@@ -1,0 +1,138 @@
+"""The store: one writer, many readers; refused rather than damaged."""
+
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from flatter.study.records import Record
+from flatter.study.store import Store, StoreError
+
+
+def record(key, **changes):
+    fields = {"key": key, "task": "t", "arm": "a", "seed": 0, "status": "finished", "epochs": ({"val_error": 1.0},)}
+    return Record(**{**fields, "spec": {"metric": "val_error"}, **changes})
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    kept = [record("1"), record("2", status="failed", error="x", epochs=(), memory={"resident": 5}, seconds=1.5)]
+    with Store(tmp_path / "trials.sqlite") as store:
+        for each in kept:
+            store.put(each)
+        assert "1" in store
+        assert "3" not in store
+        assert list(store.records()) == kept
+    with Store(tmp_path / "trials.sqlite", read_only=True) as store:
+        assert store.get("2") == kept[1]
+        assert store.get("3") is None
+
+
+def test_what_people_look_for_has_columns(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    with Store(path) as store:
+        store.put(record("1", seconds=2.5))
+    connection = sqlite3.connect(path)
+    found = connection.execute("SELECT task, arm, metric, seed, status, error, seconds FROM trials").fetchall()
+    connection.close()
+    assert found == [("t", "a", "val_error", 0, "finished", None, 2.5)]
+
+
+def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    with Store(path) as store:
+        store.put(record("1"))
+        with pytest.raises(StoreError, match="another flatter is writing to"):
+            Store(path)
+        with Store(path, read_only=True) as reader:
+            assert "1" in reader
+        store.put(record("2"))
+    with Store(path) as store:
+        assert "2" in store
+
+
+def test_a_dead_writer_locks_nothing(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    code = (
+        "import os; from pathlib import Path; from flatter.study.store import Store; "
+        f"Store(Path({str(path)!r})); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    with Store(path) as store:
+        store.put(record("1"))
+
+
+def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    path.write_bytes(b"important notes" * 100)
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(StoreError, match=r"cannot use .*: file is not a database"):
+            Store(path, **options)
+    assert path.read_bytes() == b"important notes" * 100
+
+
+def test_a_damaged_store_is_refused_where_it_is_damaged(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    with Store(path) as store:
+        for number in range(200):
+            store.put(record(str(number)))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 4096] = os.urandom(4096)
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"), Store(path, read_only=True) as store:
+        list(store.records())
+    assert path.read_bytes() == bytes(content)
+
+
+def test_a_newer_store_is_refused(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    Store(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match="written by a newer flatter"):
+        Store(path)
+    with pytest.raises(StoreError, match="written by a newer flatter"):
+        Store(path, read_only=True)
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    with Store(path) as store:
+        store.put(record("1"))
+        size = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {size}")  # SQLite's own full disk
+        with pytest.raises(StoreError, match=r"database or disk is full.*The trials before this one are safe"):
+            for number in range(2, 2000):
+                store.put(record(str(number), error="x" * 1000))
+    with Store(path) as store:
+        kept = list(store.records())
+        assert kept[0] == record("1")
+        store.put(record("next"))
+
+
+def test_a_file_that_may_grow_no_more_loses_nothing(tmp_path):
+    """The system's own refusal, met in the middle of a write."""
+    path = tmp_path / "trials.sqlite"
+    with Store(path) as store:
+        store.put(record("1"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with Store(path) as store:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20_000, hard))
+            with pytest.raises(StoreError, match="cannot write to"):
+                for number in range(2, 2000):
+                    store.put(record(str(number), error="x" * 5000))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    with Store(path) as store:
+        assert next(store.records()) == record("1")
+        store.put(record("next"))
+        assert "next" in store

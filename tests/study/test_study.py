@@ -1,0 +1,266 @@
+"""A study from its first trial to its results: what is tuned, what is judged, what is run again."""
+
+import json
+import math
+import sqlite3
+from dataclasses import asdict, replace
+
+import pytest
+from studies import TUNED, Quiet, outcome, study
+
+from flatter.study.executors import LocalExecutor, Lost
+from flatter.study.spec import StudyError
+from flatter.study.store import Store
+from flatter.study.study import run_study_in, study_results, study_status
+from flatter.study.tasks import get_task
+from flatter.study.work import Work
+
+
+def run(read, store, watcher=None, executor=None, **options):
+    return run_study_in(read, store, executor or LocalExecutor(), Work(git={}), watcher or Quiet(), **options)
+
+
+@pytest.fixture(scope="module")
+def finished():
+    store, watcher = Store(None), Quiet()
+    yield study(), store, watcher, run(study(), store, watcher)
+    store.close()
+
+
+def test_the_rounds_are_baseline_arms_and_final_runs(finished):
+    _, _, watcher, (cell,) = finished
+    # 2 configurations × 2 seeds; 3 × 3 × 2, of which vanilla's 0.5 and 1 times 0.2 were tried before; 5 arms × 6 seeds.
+    assert watcher.rounds[0] == (4, 4)
+    assert watcher.rounds[1] == (14, 18)
+    assert watcher.rounds[2] == (6 * len(cell.comparison.arms),) * 2
+    assert cell.comparison.seeds == (0, 1, 2, 3, 4, 5)
+
+
+def test_the_choice_is_the_best_mean_on_validation_data(finished):
+    _, _, watcher, (cell,) = finished
+    by_trial = {}
+    for record in watcher.records:
+        if record.spec["metric"] == "val_error":
+            at = record.arm, record.spec["settings"]["learning_rate"], str(record.spec["arm"])
+            by_trial.setdefault(at, []).append(record.epochs[-1]["val_error"])
+    assert all(len(values) == 2 for values in by_trial.values())
+    baseline = cell.baseline
+    means = [sum(by_trial["vanilla", rate, str(vanilla_dict())]) / 2 for rate in (0.1, 0.2)]
+    assert baseline.values == tuple(means)
+    assert baseline.choice == {"learning_rate": (0.1, 0.2)[means.index(min(means))]}
+    start = baseline.choice["learning_rate"]
+    assert [t.arm for t in cell.tuned] == ["vanilla", "leap", "lr_dropout"]
+    assert [c["learning_rate"] for c in cell.tuned[0].configurations] == [start * 0.5, start, start * 2]
+    assert cell.tuned[0].values[1] == min(means)  # the baseline's choice, not run twice
+    for tuned in cell.tuned:
+        assert tuned.values[tuned.chosen] == min(tuned.values)
+
+
+def vanilla_dict():
+    return {"perturbations": [], "peak": None}
+
+
+def test_tuning_never_sees_the_test_set(finished):
+    _, _, watcher, _ = finished
+    for record in watcher.records:
+        tuning = record.spec["metric"] == "val_error"
+        assert all(("test_error" in epoch) is not tuning for epoch in record.epochs)
+
+
+def test_final_runs_have_the_choice_and_controls_have_their_methods(finished):
+    _, _, watcher, (cell,) = finished
+    choice = {tuned.arm: tuned.choice for tuned in cell.tuned}
+    start = cell.baseline.choice["learning_rate"]
+    rates, factors = {}, {}
+    for record in watcher.records:
+        if record.spec["metric"] == "test_error":
+            rates.setdefault(record.arm, set()).add(record.spec["settings"]["learning_rate"])
+            factors[record.arm] = record.spec["arm"]["perturbations"]
+    assert rates["vanilla"] == {choice["vanilla"]["learning_rate"]}
+    assert rates["leap"] == rates["lr_dropout"] == rates["lr_dropout (control)"] == {start}
+    arms = {arm.name: arm for arm in cell.comparison.arms}
+    # Vanilla was tuned to another rate, so it is no control of LEAP: the same settings without noise are.
+    assert choice["vanilla"]["learning_rate"] != start
+    assert arms["leap"].control == "leap (control)"
+    assert factors["leap (control)"] == []
+    assert rates["leap (control)"] == {start}
+    assert str(choice["lr_dropout"]["keep"]) in str(factors["lr_dropout (control)"])
+
+
+def test_a_finished_study_runs_nothing_again(finished):
+    read, store, _, results = finished
+    watcher = Quiet()
+    assert [cell.comparison.arms for cell in run(read, store, watcher)] == [cell.comparison.arms for cell in results]
+    assert watcher.records == []
+    assert all(missing == 0 for missing, _ in watcher.rounds)
+    assert [cell.comparison.arms for cell in study_results(read, store)] == [cell.comparison.arms for cell in results]
+    (status,) = study_status(read, store)
+    assert (status.stage, status.ended, status.failed) == ("done", status.planned, 0)
+
+
+def test_more_seeds_run_only_what_is_new(finished):
+    _, store, _, (cell,) = finished
+    copied = Store(None)
+    for record in store.records():
+        copied.put(record)
+    watcher = Quiet()
+    run(study(TUNED.replace("seeds = 6", "seeds = 7")), copied, watcher)
+    assert {record.seed for record in watcher.records} == {6}
+    assert len(watcher.records) == len(cell.comparison.arms)
+    copied.close()
+
+
+def test_the_state_in_the_middle_is_told(finished):
+    read, _, watcher, _ = finished
+    with Store(None) as store:
+        (status,) = study_status(read, store)
+        assert (status.stage, status.ended, status.planned) == ("tuning", 0, 4)
+        stages = []
+        for record in watcher.records:
+            store.put(record)
+            (status,) = study_status(read, store)
+            assert status.ended == sum(1 for _ in store.records())
+            stages.append(status.stage)
+        assert stages == sorted(stages, key=["tuning", "final runs", "done"].index)
+        assert stages.count("done") == 1
+        assert set(stages) == {"tuning", "final runs", "done"}
+
+
+def test_a_report_in_the_middle_has_the_seeds_that_all_arms_have(finished):
+    read, _, watcher, (cell,) = finished
+    arms = len(cell.comparison.arms)
+    with Store(None) as store:
+        for record in watcher.records[: -2 * arms - 1]:
+            store.put(record)
+        (partly,) = study_results(read, store)
+        assert partly.comparison.seeds == (0, 1, 2)
+        assert partly.tuned == cell.tuned
+    with Store(None) as store:
+        for record in watcher.records[:10]:
+            store.put(record)
+        assert study_results(read, store)[0].comparison is None
+
+
+FAILING = TUNED.replace("QUICK", "FAILING")
+
+
+def test_failures_are_outcomes_with_their_message():
+    read = study(
+        FAILING.replace("baseline.learning_rate = [0.1, 0.2]", "baseline.learning_rate = [0.3, 0.4, 0.5, 0.2]")
+    )
+    with Store(None) as store:
+        watcher = Quiet()
+        (cell,) = run(read, store, watcher)
+        assert cell.baseline.choice == {"learning_rate": 0.2}
+        assert [math.isnan(value) for value in cell.baseline.values] == [True, True, True, False]
+        errors = {r.spec["settings"]["learning_rate"]: r.error for r in watcher.records if r.status == "failed"}
+        assert errors[0.3] == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
+        assert errors[0.4] == "final val_error is nan"
+        assert errors[0.5] == "MemoryError: cannot allocate"
+        (status,) = study_status(read, store)
+        assert status.failed == 6
+        again = Quiet()
+        run(read, store, again, retry_failed=True)
+        assert len(again.records) == 6
+
+
+def test_where_all_configurations_fail_the_arm_fails():
+    read = study(
+        FAILING.replace("baseline.learning_rate = [0.1, 0.2]", "baseline.learning_rate = [0.1]").replace(
+            'method = "leap"', 'method = "leap"\nsettings.learning_rate = 0.3'
+        )
+    )
+    with Store(None) as store:
+        (cell,) = run(read, store)
+    arms = {arm.name: arm for arm in cell.comparison.arms}
+    assert arms["leap"].vs_vanilla.verdict == "failed"
+    assert arms["leap"].failed == 6
+    assert arms["vanilla"].failed == 0
+
+
+class Losing(LocalExecutor):
+    """Loses every trial at the rate 0.2."""
+
+    def run(self, work, jobs):
+        for job in jobs:
+            yield job, Lost("the worker went away") if job.settings["learning_rate"] == 0.2 else work(job)
+
+
+def test_a_lost_worker_is_an_outcome():
+    with Store(None) as store:
+        watcher = Quiet()
+        (cell,) = run(study(), store, watcher, Losing())
+        assert cell.baseline.choice == {"learning_rate": 0.1}
+        lost = [record for record in watcher.records if record.status == "failed"]
+        assert {record.error for record in lost} == {"the worker went away"}
+
+
+def test_a_record_says_what_ran(finished):
+    _, store, watcher, _ = finished
+    record = watcher.records[0]
+    assert record.spec["task"] == "quick_tasks:QUICK"
+    assert record.spec["settings"]["epochs"] == 3
+    assert "quick" in record.spec["code"] or record.spec["code"].startswith("train")
+    assert record.seconds > 0
+    assert record.memory["resident"] > 10**7
+    assert record.environment["platform"]
+    assert set(record.versions) == {"flatter", "torch", "python"}
+    assert store.get(record.key) == record
+
+
+def test_a_trial_is_what_it_does_not_what_it_is_called(finished):
+    _, store, _, _ = finished
+    renamed = study(TUNED.replace('method = "leap"', 'method = "leap"\nname = "noise"'))
+    watcher = Quiet()
+    (cell,) = run(renamed, store, watcher)
+    assert watcher.records == []
+    assert "noise" in [arm.name for arm in cell.comparison.arms]
+    assert {record.arm for record in cell.comparison.records} == {arm.name for arm in cell.comparison.arms}
+
+
+def test_the_order_of_the_trials_changes_nothing(finished):
+    class Backwards(LocalExecutor):
+        def run(self, work, jobs):
+            return super().run(work, reversed(list(jobs)))
+
+    _, store, _, results = finished
+    with Store(None) as other:
+        (cell,) = run(study(), other, executor=Backwards())
+        assert cell.tuned == results[0].tuned
+        assert sorted(map(outcome, other.records()), key=str) == sorted(map(outcome, store.records()), key=str)
+
+
+def test_other_versions_are_refused():
+    work = replace(Work(git={}), versions={"torch": "0.1"})
+    with Store(None) as store, pytest.raises(StudyError, match=r"a worker has other versions \(.*torch 2.*0.1"):
+        run_study_in(study(), store, LocalExecutor(), work, Quiet())
+
+
+def test_a_builtin_task_is_not_identified_by_code():
+    assert get_task("digits-mlp").name == "digits-mlp"
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_store_of_an_older_schema_is_migrated(tmp_path, before, finished):
+    _, store, _, _ = finished
+    records = list(store.records())
+    path = tmp_path / "trials.sqlite"
+    old = sqlite3.connect(path)
+    old.execute("CREATE TABLE trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
+    newer = ("spec", "started", "seconds", "memory", "environment") + (("flatness",) if before == 1 else ())
+    for record in records:
+        fields = {name: value for name, value in asdict(record).items() if name not in newer}
+        old.execute("INSERT INTO trials VALUES (?, ?)", (record.key, json.dumps(fields)))
+    old.execute(f"PRAGMA user_version = {before}")
+    old.commit()
+    old.close()
+    with Store(path) as migrated:
+        assert [record.key for record in migrated.records()] == [record.key for record in records]
+        assert next(migrated.records()).epochs == records[0].epochs
+        migrated.put(records[0])
+    columns = sqlite3.connect(path)
+    assert columns.execute("SELECT count(*) FROM trials WHERE status = 'finished' AND task != ''").fetchone() == (
+        len(records),
+    )
+    assert columns.execute("PRAGMA user_version").fetchone() == (3,)
+    columns.close()
