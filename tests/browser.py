@@ -63,8 +63,10 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
         # The browser reads commands from file 3 and answers on file 4.
         self._process = subprocess.Popen(
-            ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1', "sh", executable, *_FLAGS]
-            + [f"--user-data-dir={self._profile.name}", "about:blank"],
+            [
+                *("sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1', "sh"),
+                *(executable, *_FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -97,8 +99,9 @@ class Browser:
 
     def resize(self, width: int, height: int = 900) -> None:
         """A window of so many CSS pixels; below 600 a phone's, which obeys the page's viewport."""
-        self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
-                  mobile=width < 600)  # fmt: skip
+        self._ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
 
     def open(self, path: Path) -> None:
         """Opens a file and waits until it and its figures are there."""

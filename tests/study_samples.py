@@ -46,9 +46,13 @@ def study(sampler: str = "grid", **changes: Any) -> StudySpec:
         content["tuning"] |= {"sampler": sampler, "trials": 12, "baseline_trials": 12}
         content["arms"] = [
             {"method": "vanilla", "space": {"learning_rate": rate}},
-            {"method": "leap", "name": ODD_ARM, "space": {"sigma": {"low": 0.001, "high": 0.1, "log": True}, "optimizer": ["sgd", "nesterov"]}},
+            {
+                "method": "leap",
+                "name": ODD_ARM,
+                "space": {"sigma": {"low": 0.001, "high": 0.1, "log": True}, "optimizer": ["sgd", "nesterov"]},
+            },
             {"method": "ralr", "space": {"high": {"low": 1.5, "high": 6}, "learning_rate": rate}},
-        ]  # fmt: skip
+        ]
     return StudySpec.model_validate({**content, **changes})
 
 
@@ -79,16 +83,17 @@ def comparison(name: str, leap: str = "leap") -> Comparison:
     """The report's sample with vanilla, ``leap`` under its odd name, and ralr with its control, called ``name``."""
     whole = sample()
     kept = {"vanilla": "vanilla", leap: ODD_ARM, "ralr": "ralr", "ralr (control)": "ralr (control)"}
+    arms = {arm.name: arm for arm in whole.arms}
     return dataclasses.replace(
         whole,
         task=name,
-        arms=tuple(dataclasses.replace(arm, name=kept[arm.name]) for arm in whole.arms if arm.name in kept),
+        arms=tuple(dataclasses.replace(arms[name], name=called) for name, called in kept.items()),
         records=tuple(dataclasses.replace(r, arm=kept[r.arm]) for r in whole.records if r.arm in kept),
     )
 
 
 def results(of: StudySpec) -> list[CellResult]:
-    """The first cell is done; in the second one arm fails, in tuning and in the final runs; nothing is known of the third."""
+    """The first cell is done; in the second an arm fails in tuning and one in the final runs; the third has not begun."""
     first, second, third = of.cells
     return [
         CellResult(first, BASELINE, (VANILLA, LEAP, RALR), comparison(first.name)),
@@ -106,27 +111,52 @@ def sampled_result(of: StudySpec) -> CellResult:
         drawn("vanilla", [{"learning_rate": r, "weight_decay": DECAYS[i % 3]} for i, r in enumerate(spread)], values),
         (
             drawn("vanilla", [{"learning_rate": rate} for rate in spread], values),
-            drawn(ODD_ARM, [{"sigma": 0.1 * r, "optimizer": ("sgd", "nesterov")[i % 2]} for i, r in enumerate(spread)], [NAN, *values[:0:-1]]),
+            drawn(
+                ODD_ARM,
+                [{"sigma": 0.1 * r, "optimizer": ("sgd", "nesterov")[i % 2]} for i, r in enumerate(spread)],
+                [NAN, *values[:0:-1]],
+            ),
             drawn("ralr", [{"high": 1.5 + 0.4 * i, "learning_rate": rate} for i, rate in enumerate(spread)], values),
         ),
         None,
-    )  # fmt: skip
+    )
 
 
 def ledger(of: StudySpec) -> Ledger:
     """A claim of every verdict."""
     claim = Claim(
-        cell=of.cells[0].name, arm="ralr", paper="leap", table="3", dataset="MNIST", model="MLP-3", optimizer="SGD",
-        schedule="", baseline=Reported(8.6, 0.1, 5), result=Reported(8.3, 0.12, 5), epoch="best", from_accuracy=True,
+        cell=of.cells[0].name,
+        arm="ralr",
+        paper="leap",
+        table="3",
+        dataset="MNIST",
+        model="MLP-3",
+        optimizer="SGD",
+        schedule="",
+        baseline=Reported(8.6, 0.1, 5),
+        result=Reported(8.3, 0.12, 5),
+        epoch="best",
+        from_accuracy=True,
         notes="",
-    )  # fmt: skip
+    )
     agrees = BaselineCheck("agrees", Measured(8.75, 0.13, 8), 0.15, -0.05, 0.35)
     worse = BaselineCheck("worse", Measured(9.9, 0.13, 8), 1.3, 1.1, 1.5)
     entry = Entry(
-        claim=claim, task="digits-mlp", outcome="reproduced", check=agrees, baseline=Measured(8.75, 0.13, 8),
-        result=Measured(8.44, 0.15, 8), difference=-0.31, low=-0.45, high=-0.17, p=0.0156, expected=-0.3,
-        credit="noise", seeds_needed=None, explanation="ralr changes vanilla's 8.75 % by −0.31 points.",
-    )  # fmt: skip
+        claim=claim,
+        task="digits-mlp",
+        outcome="reproduced",
+        check=agrees,
+        baseline=Measured(8.75, 0.13, 8),
+        result=Measured(8.44, 0.15, 8),
+        difference=-0.31,
+        low=-0.45,
+        high=-0.17,
+        p=0.0156,
+        expected=-0.3,
+        credit="noise",
+        seeds_needed=None,
+        explanation="ralr changes vanilla's 8.75 % by −0.31 points.",
+    )
     missing = {"difference": NAN, "low": NAN, "high": NAN, "p": NAN, "expected": NAN, "credit": None}
     odd = dataclasses.replace(claim, cell=ODD_CELL, arm=ODD_ARM)
     return Ledger(
@@ -136,13 +166,25 @@ def ledger(of: StudySpec) -> Ledger:
         entries=(
             entry,
             dataclasses.replace(entry, credit="rate"),
-            dataclasses.replace(entry, outcome="not reproduced", difference=-0.02, low=-0.1, high=0.06, p=0.6, credit=None),
-            dataclasses.replace(entry, outcome="inconclusive", p=0.2, low=-0.7, high=0.08, credit=None, seeds_needed=37),
-            dataclasses.replace(entry, check=worse, claim=odd),
-            dataclasses.replace(entry, claim=odd, outcome="failed", result=None, explanation="3 runs failed.", **missing),
             dataclasses.replace(
-                entry, claim=dataclasses.replace(claim, cell=of.cells[2].name), outcome="not run", check=None,
-                baseline=None, result=None, explanation="There is no result of this cell and arm.", **missing,
+                entry, outcome="not reproduced", difference=-0.02, low=-0.1, high=0.06, p=0.6, credit=None
+            ),
+            dataclasses.replace(
+                entry, outcome="inconclusive", p=0.2, low=-0.7, high=0.08, credit=None, seeds_needed=37
+            ),
+            dataclasses.replace(entry, check=worse, claim=odd),
+            dataclasses.replace(
+                entry, claim=odd, outcome="failed", result=None, explanation="3 runs failed.", **missing
+            ),
+            dataclasses.replace(
+                entry,
+                claim=dataclasses.replace(claim, cell=of.cells[2].name),
+                outcome="not run",
+                check=None,
+                baseline=None,
+                result=None,
+                explanation="There is no result of this cell and arm.",
+                **missing,
             ),
         ),
-    )  # fmt: skip
+    )

@@ -261,13 +261,13 @@ def _differences(comparison: Comparison, judged: Sequence[tuple[ArmSummary, str,
     bottom, top = 0.58 - len(judged), 0.58
     zero_line = {"color": NEUTRAL, "width": 1.5}
     figure.add_shape(type="line", x0=0, x1=0, y0=bottom, y1=top, layer="below", line=zero_line)
-    label_sides(figure, comparison.better, zero)
     label = escape(with_unit(f"difference in {comparison.metric}", f"({unit})" if unit else ""))
     lay_out(figure, height=96 + 56 * len(judged), x=label, y="", values=[])
     figure.update_xaxes(range=[low - margin, high + margin])
     between_rows = [0.58 - index for index in range(len(judged) + 1)]
     figure.update_yaxes(range=[bottom, top], tickvals=between_rows, showticklabels=False, fixedrange=True)
-    figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "t": 34, "b": 44})
+    figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "b": 44})
+    label_sides(figure, comparison.better, zero, low - margin, high + margin)
     return figure
 
 
@@ -315,13 +315,30 @@ def _add_interval(figure: go.Figure, judgement: Judgement, height: float, name: 
     )
 
 
-def label_sides(figure: go.Figure, better: str, zero: str) -> None:
-    """Write above a figure of differences which side is better, and what stands at zero."""
+def label_sides(figure: go.Figure, better: str, zero: str, low: float, high: float) -> None:
+    """Write above a figure of differences which side is better, and what stands at zero; and make room for it.
+
+    Args:
+        figure: the figure.
+        better: whether lower or higher values are better.
+        zero: what stands at zero.
+        low, high: the ends of the x axis: close to one of them the text at zero would run into that end's.
+    """
+    crowded = not low + 0.3 * (high - low) < 0 < high - 0.3 * (high - low)
     left, right = ("← better", "worse →") if better == "lower" else ("← worse", "better →")
     for text, x, xref, anchor in ((left, 0, "paper", "left"), (right, 1, "paper", "right"), (zero, 0, "x", "center")):
         figure.add_annotation(
-            text=text, x=x, xref=xref, xanchor=anchor, y=1, yref="paper", yanchor="bottom", showarrow=False, yshift=6
+            text=text,
+            x=x,
+            xref=xref,
+            xanchor=anchor,
+            y=1,
+            yref="paper",
+            yanchor="bottom",
+            showarrow=False,
+            yshift=24 if crowded and xref == "x" else 6,
         )
+    figure.update_layout(margin={"t": 52 if crowded else 34})
 
 
 # JSON

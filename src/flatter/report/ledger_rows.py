@@ -75,7 +75,7 @@ def ledger_headline(ledger: Ledger) -> str:
     """How many claims have which verdict, in a sentence."""
     if not ledger.entries:
         return "This study replicates no claim of a paper."
-    counts = Counter(entry.verdict for entry in ledger.entries)
+    counts = Counter[str](entry.verdict for entry in ledger.entries)
     clauses = [
         f"{counts[verdict]} {words}"
         for verdict, words in (

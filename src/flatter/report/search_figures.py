@@ -147,6 +147,7 @@ def _heatmap(tuned: Tuned, label: str, better: Better) -> go.Figure:
             showscale=False,
             text=shown,
             texttemplate="%{text}",
+            textfont={"size": 12 if len(columns) <= 6 else 10},
             customdata=[[f"{_told(tuned, i)}<br>{escape(label)} {number_of(values[i])}" for i in row] for row in index],
             hovertemplate="%{customdata}<extra></extra>",
             hoverongaps=False,

@@ -12,8 +12,7 @@ from flatter.report.rows import difference_unit, with_unit
 from flatter.report.style import NEUTRAL, arm_styles, escape, lay_out
 from flatter.study.comparison import ArmSummary, Comparison
 
-_ROW = 26  # pixels
-_LONGEST = 20  # letters of a name beside its interval: more would leave a phone no room for the interval
+_ROW = 34  # pixels
 
 
 def forest_plots(comparisons: Sequence[Comparison]) -> dict[str, go.Figure]:
@@ -31,51 +30,43 @@ def metric_of(comparison: Comparison) -> str:
 
 
 def _forest(comparisons: Sequence[Comparison]) -> go.Figure:
-    """A row per cell with its name, and below it one per method: mean difference and 95 % interval."""
+    """Below each cell's name a row per method: its name, and under it mean difference and 95 % interval.
+
+    Names stand above what they name, not beside it: a phone has no width for them.
+    """
     figure = go.Figure()
-    names: list[tuple[float, str]] = []
     reach = [0.0]
     row = 0.0
     for comparison in comparisons:
         methods = [arm for arm in comparison.arms[1:] if not arm.is_control and arm.vs_vanilla is not None]
-        if not methods:
-            continue
-        if len(comparisons) > 1:
-            figure.add_annotation(
-                {"x": 0, "xref": "paper", "y": row, "text": f"<b>{shortened(comparison.task, 30)}</b>"},
-                xanchor="left",
-                yanchor="middle",
-                showarrow=False,
-                font={"size": 12},
-            )
-            row -= 1
+        if methods and len(comparisons) > 1:
+            _write(figure, f"<b>{escape(comparison.task)}</b>", row, size=13)
+            row -= 0.8
         for arm in methods:
-            names.append((row, shortened(arm.name, _LONGEST)))
             reach += _add_row(figure, comparison, arm, row)
             row -= 1
-        row -= 0.35
-    if not figure.data and not names:
-        return figure
     low, high = min(reach), max(reach)
     margin = 0.08 * (high - low) or 1.0
-    bottom, top = row + 0.35 + 0.4, 0.6
+    low, high, bottom, top = low - margin, high + margin, row + 0.5, 0.55
     zero = {"color": NEUTRAL, "width": 1.5}
     figure.add_shape(type="line", x0=0, x1=0, y0=bottom, y1=top, layer="below", line=zero)
-    label_sides(figure, comparisons[0].better, "vanilla")
     unit = difference_unit(comparisons[0])
     title = escape(with_unit(f"difference in {comparisons[0].metric}", f"({unit})" if unit else ""))
-    lay_out(figure, height=round(78 + _ROW * (top - bottom)), x=title, y="", values=[])
-    figure.update_xaxes(range=[low - margin, high + margin])
-    figure.update_yaxes(
-        range=[bottom, top],
-        tickmode="array",
-        tickvals=[at for at, _ in names],
-        ticktext=[name for _, name in names],
-        showgrid=False,
-        fixedrange=True,
-    )
-    figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "t": 34, "b": 44})
+    lay_out(figure, height=round(96 + _ROW * (top - bottom)), x=title, y="", values=[])
+    figure.update_xaxes(range=[low, high])
+    figure.update_yaxes(range=[bottom, top], showticklabels=False, showgrid=False, fixedrange=True)
+    figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "b": 44})
+    label_sides(figure, comparisons[0].better, "vanilla", low, high)
     return figure
+
+
+def _write(figure: go.Figure, text: str, height: float, size: int) -> None:
+    figure.add_annotation(
+        {"x": 0, "xref": "paper", "y": height, "text": text, "font": {"size": size}},
+        xanchor="left",
+        yanchor="middle",
+        showarrow=False,
+    )
 
 
 def _add_row(figure: go.Figure, comparison: Comparison, arm: ArmSummary, row: float) -> list[float]:
@@ -83,35 +74,34 @@ def _add_row(figure: go.Figure, comparison: Comparison, arm: ArmSummary, row: fl
     judgement = arm.vs_vanilla
     assert judgement is not None
     color = arm_styles(comparison)[arm.name].color
-    name = f"{escape(comparison.task)}: {escape(arm.name)}"
+    _write(
+        figure, escape(arm.name) + (" — failed, not tested" if judgement.verdict == "failed" else ""), row + 0.22, 12
+    )
     if not math.isfinite(judgement.mean):
-        figure.add_scatter(
-            x=[0], y=[row], name=name, meta="failed", mode="markers+text", text=["  failed, not tested"],
-            textposition="middle right", textfont={"size": 11}, hoverinfo="skip",
-            marker={"symbol": "x", "size": 8, "color": color},
-        )  # fmt: skip
         return []
+    name = f"{escape(comparison.task)}: {escape(arm.name)}"
+    height = row - 0.2
     bounds = [bound for bound in (judgement.low, judgement.high) if math.isfinite(bound)]
+    interval = ""
     if len(bounds) == 2:
+        interval = f"<br>95 % interval {bounds[0]:+.4g} to {bounds[1]:+.4g}".replace("-", "−")
         figure.add_scatter(
             x=bounds,
-            y=[row, row],
+            y=[height, height],
             name=f"{name}: 95 % interval",
             meta="interval",
             mode="lines",
             line={"color": color, "width": 3},
             hoverinfo="skip",
         )
-    interval = f"<br>95 % interval {bounds[0]:+.4g} to {bounds[1]:+.4g}".replace("-", "−") if len(bounds) == 2 else ""
-    shown = judgement.verdict in ("helps", "hurts")
     figure.add_scatter(
         x=[judgement.mean],
-        y=[row],
+        y=[height],
         name=name,
         meta="mean",
         mode="markers",
         marker={
-            "symbol": "diamond" if shown else "diamond-open",
+            "symbol": "diamond" if judgement.verdict in ("helps", "hurts") else "diamond-open",
             "size": 11,
             "color": color,
             "line": {"color": color, "width": 1.5},
@@ -119,8 +109,3 @@ def _add_row(figure: go.Figure, comparison: Comparison, arm: ArmSummary, row: fl
         hovertemplate=f"<b>{name}</b><br>%{{x:+.4~g}}{interval}<br>{judgement.verdict}<extra></extra>",
     )
     return [judgement.mean, *bounds]
-
-
-def shortened(name: str, letters: int) -> str:
-    """A name for a figure, escaped, cut where it is longer than so many letters."""
-    return escape(name if len(name) <= letters else f"{name[: letters - 1]}…")

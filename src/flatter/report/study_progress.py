@@ -57,7 +57,8 @@ class StudyProgress:
         if missing:
             self._say(f"Round {self._rounds}: {plural(missing, 'trial')} to run{kept}", style="dim")
         # Else the trials that were there already would count as run in no time.
-        self._progress.reset(self._bar, total=planned, completed=planned - missing, detail="")
+        self._progress.reset(self._bar, total=planned, completed=planned - missing)
+        self._progress.update(self._bar, detail="")
 
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """Counts a trial and shows its value; the first failure with a message is said aloud, the others counted."""

@@ -16,7 +16,7 @@ from flatter.report.ledger_rows import LedgerRow, ledger_rows
 from flatter.report.rows import NOTHING, Row, metric_label, plural, rows
 from flatter.report.study_sentences import what_is_known
 from flatter.report.table import STYLES, judged_cells, name_cell, plain_table
-from flatter.report.tuning_rows import configuration_words, search_rows
+from flatter.report.tuning_rows import search_rows
 from flatter.study.spec import StudySpec
 from flatter.study.study import CellResult, CellStatus
 
@@ -98,11 +98,9 @@ def tuning_lines(study: StudySpec, results: Sequence[CellResult]) -> list[str]:
     for result in results:
         for row in search_rows(study, result):
             if row.count:
+                value = "" if row.value == NOTHING else f", validation {row.value} (best of {row.count})"
                 warned = f". {' '.join(row.warnings)}" if row.warnings else ""
-                lines.append(
-                    f"{result.cell.name}, {row.name}: {configuration_words(row.tuned.choice)}, validation {row.value} "
-                    f"(best of {row.count}){warned}"
-                )
+                lines.append(f"{result.cell.name}, {row.name}: {row.chosen}{value}{warned}")
         if result.comparison is None:
             lines.append(f"{result.cell.name}: {what_is_known(result)}")
     return lines
