@@ -69,7 +69,7 @@ class ExecutorChoice:
         if self.name == "local":
             return LocalExecutor()
         if self.name == "processes":
-            return ProcessExecutor(self.workers or visible_cores())
+            return ProcessExecutor(visible_cores() if self.workers is None else self.workers)
         return RayExecutor(**given)
 
 

@@ -1,6 +1,5 @@
 """The studies that come with the package: each can be read, finds its claims, and can come to a verdict."""
 
-import inspect
 from importlib import resources
 from pathlib import Path
 
@@ -16,29 +15,9 @@ from flatter.replication import (
     study_text,
 )
 from flatter.replication.tables import METRICS
-from flatter.study.arms import METHODS, VANILLA
-from flatter.study.spec import Choices, Times
-from flatter.study.tasks import TASKS, get_task
-
-# Tasks and settings that studies name and that are still being built. Take out what is there: then it is checked that
-# the task exists and accepts every setting of its cells.
-PLANNED_TASKS = {
-    *(f"mnist-{name}" for name in ("fcnet", "naive-cnn", "nin")),
-    *(f"{data}-{model}" for data in ("cora", "citeseer", "pubmed") for model in ("gcn", "gat", "gin", "sage")),
-    *(
-        f"cifar10-{model}"
-        for model in (
-            *("resnet18", "resnet20", "resnet34", "resnet50", "resnet56", "resnet101", "resnet110"),
-            *("wrn-16-8", "wrn-28-10", "densenet-40-12", "vgg16", "nin", "all-cnn-c", "small-cnn"),
-        )
-    ),
-    *(
-        f"cifar100-{model}"
-        for model in ("resnet20", "resnet56", "resnet110", "wrn-28-10", "densenet-bc-100-12", "densenet121")
-    ),
-    "imdb-lstm",
-}
-PLANNED_SCHEDULES = {"warm-restarts"}
+from flatter.study.arms import VANILLA
+from flatter.study.check import check_study
+from flatter.study.spec import Times
 
 STUDIES = {name: load_study(name) for name in study_names()}
 
@@ -64,30 +43,8 @@ def test_every_arm_but_vanilla_claims_one_row_in_every_cell(name):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_tasks_and_settings_are_there(name):
-    study = STUDIES[name]
-    for cell in study.cells:
-        settings = {**study.settings, **cell.settings}
-        if cell.task in PLANNED_TASKS or settings.get("schedule") in PLANNED_SCHEDULES:
-            continue
-        task = get_task(cell.task)
-        for arm in study.arms:
-            task.settings.updated({**settings, **arm.settings})
-
-
-def test_what_is_planned_is_not_there_yet():
-    """Else the list above hides what could be checked."""
-    assert not PLANNED_TASKS & set(TASKS)
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_methods_take_their_arguments(name):
-    for arm in STUDIES[name].arms:
-        if arm.method != VANILLA:
-            method = METHODS[arm.method]
-            tuned = {key: space.values[0] for key, space in arm.space.items() if isinstance(space, Choices)}
-            assert set(tuned) <= set(inspect.signature(method).parameters)
-            method(**arm.arguments, **tuned)
+def test_tasks_settings_methods_and_spaces_can_be_built(name):
+    check_study(STUDIES[name])
 
 
 @pytest.mark.parametrize("name", STUDIES)
