@@ -560,7 +560,7 @@ def test_dropout_can_be_set_where_the_model_has_it(task):
 def test_settings_of_the_papers():
     resnet = BY_NAME["cifar100-resnet110"].settings
     assert (resnet.epochs, resnet.batch_size, resnet.learning_rate) == (300, 128, 0.1)
-    assert (resnet.weight_decay, resnet.momentum, resnet.schedule) == (1e-4, 0.9, "step")
+    assert (resnet.weight_decay, resnet.optimizer, resnet.schedule) == (1e-4, "nesterov", "step")
     assert BY_NAME["cifar100-densenet-bc-100-12"].settings.batch_size == 64
     lrd = BY_NAME["cifar10-resnet34"].settings
     assert (lrd.epochs, lrd.batch_size, lrd.weight_decay, lrd.schedule) == (200, 128, 5e-4, "step")
