@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
+from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor
 from flatter.study.spec import parse_study
 from flatter.study.store import Store
-from flatter.study.study import run_study_in
 from flatter.study.tasks import Settings, Task
 from flatter.study.work import Work
 
@@ -86,7 +86,7 @@ def run(trials, meter):
     study = parse_study(STUDY.format(seeds=trials // 2), name="trivial", source="benchmark")
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder) / "trials.sqlite") as store:
         start = time.perf_counter()
-        run_study_in(study, store, LocalExecutor(), Work(git={}), meter)
+        drive(study, store, LocalExecutor(), Work(git={}), meter)
         return time.perf_counter() - start
 
 

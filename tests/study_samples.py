@@ -11,9 +11,9 @@ from typing import Any
 from flatter.replication import BaselineCheck, Claim, Entry, Ledger, Measured, Reported
 from flatter.study.comparison import Comparison
 from flatter.study.plan import Tuned
+from flatter.study.results import CellResult
 from flatter.study.search import best
 from flatter.study.spec import StudySpec
-from flatter.study.study import CellResult
 from report_samples import NAN, sample
 
 ODD_ARM = """leap <b onclick=alert(1)>&"' [red]"""

@@ -34,9 +34,9 @@ from flatter.report.tuning_rows import edge_of, search_warnings, value_words
 from flatter.study.arms import Arm
 from flatter.study.comparison import Subject
 from flatter.study.records import Record
+from flatter.study.results import CellStatus
 from flatter.study.runner import TrialSpec
 from flatter.study.spec import Choices, Range
-from flatter.study.study import CellStatus
 from report_samples import NAN, with_verdicts
 from study_samples import BASELINE, FAILED, LEAP, ODD_ARM, ODD_CELL, RALR, VANILLA, searched
 from test_report import Elements, printed

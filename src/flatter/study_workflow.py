@@ -15,12 +15,13 @@ from flatter.report.study_page import write_study_report
 from flatter.report.study_progress import StudyProgress
 from flatter.report.study_table import ledger_table, status_table, study_table
 from flatter.study.check import check_study
+from flatter.study.driver import drive
 from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
 from flatter.study.executors.processes import visible_cores
 from flatter.study.export import Format, export
+from flatter.study.results import CellResult, CellStatus, study_results, study_status
 from flatter.study.spec import StudyError, StudySpec, read_study
 from flatter.study.store import Store
-from flatter.study.study import CellResult, CellStatus, run_study_in, study_results, study_status
 from flatter.study.work import Work
 
 STORE_NAME = "trials.sqlite"
@@ -129,7 +130,7 @@ def run_study(
         Store(folder / STORE_NAME) as store,
         StudyProgress(console, shown=not quiet) as progress,
     ):
-        cells = run_study_in(chosen, store, opened, work, progress, retry_failed=retry_failed)
+        cells = drive(chosen, store, opened, work, progress, retry_failed=retry_failed)
     return _shown(chosen, cells, folder, quiet=quiet)
 
 

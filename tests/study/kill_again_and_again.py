@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from studies import Quiet
 
+from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor
 from flatter.study.spec import read_study
 from flatter.study.store import Store
-from flatter.study.study import run_study_in
 from flatter.study.work import Work
 
 
@@ -25,7 +25,7 @@ def begin(study_file, store):
     process = os.fork()
     if process == 0:
         with Store(store) as opened, LocalExecutor() as executor:
-            run_study_in(read_study(study_file), opened, executor, Work(git={}), Quiet())
+            drive(read_study(study_file), opened, executor, Work(git={}), Quiet())
         os._exit(0)
     return process
 
@@ -36,7 +36,7 @@ def end(process):
 
 def main(study_file, folder, kills):
     torch.set_num_threads(1)
-    run_study_in(read_study(study_file), Store(None), LocalExecutor(), Work(git={}), Quiet())  # imports and compiles
+    drive(read_study(study_file), Store(None), LocalExecutor(), Work(git={}), Quiet())  # imports and compiles
     clock = time.monotonic()
     assert end(begin(study_file, folder / "unbroken.sqlite")) == 0
     longest = 1.6 * (time.monotonic() - clock) / kills  # so that the kills spread over four fifths of the study

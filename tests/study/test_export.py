@@ -7,18 +7,18 @@ import pyarrow.parquet
 import pytest
 from studies import Quiet, study
 
+from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor
 from flatter.study.export import ExportError, export
 from flatter.study.records import Record
 from flatter.study.store import Store
-from flatter.study.study import run_study_in
 from flatter.study.work import Work
 
 
 @pytest.fixture(scope="module")
 def store():
     with Store(None) as store:
-        run_study_in(study(), store, LocalExecutor(), Work(git={"commit": "abc"}), Quiet())
+        drive(study(), store, LocalExecutor(), Work(git={"commit": "abc"}), Quiet())
         store.put(Record("old", "t", "a, b", 3, "failed", (), error="line 1\nline 2"))  # of an older schema
         yield store
 

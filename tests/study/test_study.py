@@ -8,16 +8,17 @@ from dataclasses import asdict, replace
 import pytest
 from studies import TUNED, Quiet, outcome, study
 
+from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor, Lost
+from flatter.study.results import study_results, study_status
 from flatter.study.spec import StudyError
 from flatter.study.store import Store
-from flatter.study.study import run_study_in, study_results, study_status
 from flatter.study.tasks import get_task
 from flatter.study.work import Work
 
 
 def run(read, store, watcher=None, executor=None, **options):
-    return run_study_in(read, store, executor or LocalExecutor(), Work(git={}), watcher or Quiet(), **options)
+    return drive(read, store, executor or LocalExecutor(), Work(git={}), watcher or Quiet(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_the_order_of_the_trials_changes_nothing(finished):
 def test_other_versions_are_refused():
     work = replace(Work(git={}), versions={"torch": "0.1"})
     with Store(None) as store, pytest.raises(StudyError, match=r"a worker has other versions \(.*torch 2.*0.1"):
-        run_study_in(study(), store, LocalExecutor(), work, Quiet())
+        drive(study(), store, LocalExecutor(), work, Quiet())
 
 
 def test_a_builtin_task_is_not_identified_by_code():

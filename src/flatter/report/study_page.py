@@ -25,8 +25,8 @@ from flatter.report.study_sentences import (
 from flatter.report.style import arm_styles
 from flatter.report.tuning_rows import edges_by_cell, value_words
 from flatter.report.tuning_section import tuning_section
+from flatter.study.results import CellResult
 from flatter.study.spec import StudySpec
-from flatter.study.study import CellResult
 from flatter.study.tasks import get_task
 
 OVERVIEW = "report.html"
@@ -43,7 +43,7 @@ def write_study_report(
 
     Args:
         study: the study.
-        results: what is known of its cells; see :func:`flatter.study.study.study_results`.
+        results: what is known of its cells; see :func:`flatter.study.results.study_results`.
         folder: the folder to write to; it is made if it is not there.
         ledger: the papers' claims and what became of them; default: the study replicates none.
 

@@ -9,9 +9,9 @@ from flatter.report.rows import listing, plural
 from flatter.report.sentences import gain_is_own, headline, summary_lines
 from flatter.report.tuning_rows import configuration_words
 from flatter.study.comparison import ArmSummary, Comparison
+from flatter.study.results import CellResult
 from flatter.study.spec import StudySpec
 from flatter.study.spec.space import grid_size
-from flatter.study.study import CellResult
 from flatter.study.tasks import Task
 
 _VERBS = {"helps": "helps", "hurts": "hurts", "inconclusive": "is inconclusive", "failed": "could not be tested"}

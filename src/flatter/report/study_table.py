@@ -17,8 +17,8 @@ from flatter.report.rows import NOTHING, Row, metric_label, plural, rows
 from flatter.report.study_sentences import what_is_known
 from flatter.report.table import STYLES, judged_cells, name_cell, plain_table
 from flatter.report.tuning_rows import search_rows
+from flatter.study.results import CellResult, CellStatus
 from flatter.study.spec import StudySpec
-from flatter.study.study import CellResult, CellStatus
 
 _STAGES = {"tuning": "yellow", "final runs": "cyan", "done": "green"}
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from flatter.report.rows import listing, number_of
 from flatter.study.arms import VANILLA
 from flatter.study.plan import Tuned
+from flatter.study.results import CellResult
 from flatter.study.search import Configuration
 from flatter.study.spec import Choices, Range, Space, StudySpec, Times
 from flatter.study.spec.space import Value
-from flatter.study.study import CellResult
 
 # A sampler never draws a range's very end: this share of the range counts as its edge.
 _EDGE = 0.05

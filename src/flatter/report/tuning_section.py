@@ -13,8 +13,8 @@ from flatter.report.rows import number_of
 from flatter.report.search_figures import search_figures
 from flatter.report.study_sentences import tuning_words, validation_label
 from flatter.report.tuning_rows import SearchRow, search_rows, value_words
+from flatter.study.results import CellResult
 from flatter.study.spec import StudySpec
-from flatter.study.study import CellResult
 from flatter.study.tasks import get_task
 
 

@@ -1,33 +1,19 @@
-"""Runs a study: asks the plan for trials, has them run, keeps their records, and tells the plan what came out."""
+"""What a store says of a study: how far every cell is, what its searches chose, what the comparison shows."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from flatter.study.analysis import analyse
 from flatter.study.comparison import Comparison
-from flatter.study.executors import Executor, Lost
-from flatter.study.machine import versions
-from flatter.study.plan import PlayedCell, Tuned, Values, plan_cell, plan_study
-from flatter.study.records import Record
+from flatter.study.plan import PlayedCell, Tuned, Values, plan_cell
 from flatter.study.runner import TrialSpec
 from flatter.study.spec import CellSpec, StudySpec
 from flatter.study.store import Store
 from flatter.study.tasks import get_task
-from flatter.study.work import Work
-
-
-class StudyWatcher(Protocol):
-    """Who is told how a study goes."""
-
-    def round_starts(self, missing: int, planned: int) -> None:
-        """So many trials are to be run now, of so many that this round has."""
-
-    def ended(self, spec: TrialSpec, record: Record) -> None:
-        """A trial ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,46 +51,12 @@ class CellStatus:
     failed: int
 
 
-def run_study_in(
-    study: StudySpec,
-    store: Store,
-    executor: Executor,
-    work: Work,
-    watcher: StudyWatcher,
-    *,
-    retry_failed: bool = False,
-) -> list[CellResult]:
-    """Runs what the store does not hold yet, and returns every cell's result.
-
-    Args:
-        study: a study that :func:`check_study` has passed.
-        store: where records are kept. This function alone writes to it.
-        executor: where trials run.
-        work: how a trial runs.
-        watcher: who is told.
-        retry_failed: run trials again that failed, once.
-
-    Raises:
-        StoreError, DataError, TrialError, StudyError, ExecutorError: see there. What ended before is kept.
-    """
-    again: set[str] = set()  # what was retried is not retried once more in a later round
-    plan = plan_study(study)
-    try:
-        specs = next(plan)
-        while True:
-            _run_round(specs, store, executor, work, watcher, again if retry_failed else None)
-            specs = plan.send(_values(specs, store))
-    except StopIteration as end:
-        played: list[PlayedCell] = end.value
-    return [_result(cell, store, study.final.level) for cell in played]
-
-
 def study_results(study: StudySpec, store: Store) -> list[CellResult]:
     """The results of every cell as far as the store has them; nothing is run."""
     results = []
     for cell in study.cells:
         played, _ = _play(study, cell, store)
-        known = None if played is None else _result(played, store, study.final.level)
+        known = None if played is None else result_of(played, store, study.final.level)
         results.append(known or CellResult(cell, None, (), None))
     return results
 
@@ -131,46 +83,7 @@ def study_status(study: StudySpec, store: Store) -> list[CellStatus]:
     return found
 
 
-def _run_round(
-    specs: Sequence[TrialSpec],
-    store: Store,
-    executor: Executor,
-    work: Work,
-    watcher: StudyWatcher,
-    again: set[str] | None,
-) -> None:
-    unique = {spec.key: spec for spec in specs}
-    missing = [spec for spec in unique.values() if _is_missing(spec, store, again)]
-    watcher.round_starts(len(missing), len(unique))
-    for spec, outcome in executor.run(work, missing):
-        record = _lost(spec, outcome) if isinstance(outcome, Lost) else outcome
-        store.put(record)
-        if again is not None:
-            again.add(spec.key)
-        watcher.ended(spec, record)
-
-
-def _is_missing(spec: TrialSpec, store: Store, again: set[str] | None) -> bool:
-    record = store.get(spec.key)
-    return record is None or (again is not None and record.status == "failed" and spec.key not in again)
-
-
-def _lost(spec: TrialSpec, lost: Lost) -> Record:
-    """A worker that died is the outcome of the trial that it ran: most often it had no memory left."""
-    return Record(
-        key=spec.key,
-        task=spec.subject.name,
-        arm=spec.arm.name,
-        seed=spec.seed,
-        status="failed",
-        epochs=(),
-        error=lost.message,
-        versions=versions(),
-        spec=spec.to_dict(),
-    )
-
-
-def _values(specs: Sequence[TrialSpec], store: Store) -> Values:
+def values_of(specs: Sequence[TrialSpec], store: Store) -> Values:
     """What the plan is told: numbers alone, so that no record stays in memory."""
     values: dict[str, float] = {}
     for spec in specs:
@@ -192,13 +105,13 @@ def _play(study: StudySpec, cell: CellSpec, store: Store) -> tuple[PlayedCell | 
         rounds.append(next(plan))
         # The final runs, the last round, may be on their way: the plan asks nothing of them.
         while rounds[-1][0].subject.metric == judged or all(spec.key in store for spec in rounds[-1]):
-            rounds.append(plan.send(_values(rounds[-1], store)))
+            rounds.append(plan.send(values_of(rounds[-1], store)))
     except StopIteration as end:
         return end.value, rounds
     return None, rounds
 
 
-def _result(played: PlayedCell, store: Store, level: float) -> CellResult:
+def result_of(played: PlayedCell, store: Store, level: float) -> CellResult:
     """A tuned cell, compared over the seeds that all arms have."""
     found = [(spec, store.get(spec.key)) for spec in played.trials]
     lacking = {spec.seed for spec, record in found if record is None}

@@ -1,0 +1,99 @@
+"""Runs a study: asks the plan for trials, has them run, keeps their records, and tells the plan what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from flatter.study.executors import Executor, Lost
+from flatter.study.machine import versions
+from flatter.study.plan import PlayedCell, plan_study
+from flatter.study.records import Record
+from flatter.study.results import CellResult, result_of, values_of
+from flatter.study.runner import TrialSpec
+from flatter.study.spec import StudySpec
+from flatter.study.store import Store
+from flatter.study.work import Work
+
+
+class StudyWatcher(Protocol):
+    """Who is told how a study goes."""
+
+    def round_starts(self, missing: int, planned: int) -> None:
+        """So many trials are to be run now, of so many that this round has."""
+
+    def ended(self, spec: TrialSpec, record: Record) -> None:
+        """A trial ended."""
+
+
+def drive(
+    study: StudySpec,
+    store: Store,
+    executor: Executor,
+    work: Work,
+    watcher: StudyWatcher,
+    *,
+    retry_failed: bool = False,
+) -> list[CellResult]:
+    """Runs what the store does not hold yet, and returns every cell's result.
+
+    Args:
+        study: a study that :func:`check_study` has passed.
+        store: where records are kept. This function alone writes to it.
+        executor: where trials run.
+        work: how a trial runs.
+        watcher: who is told.
+        retry_failed: run trials again that failed, once.
+
+    Raises:
+        StoreError, DataError, TrialError, StudyError, ExecutorError: see there. What ended before is kept.
+    """
+    again: set[str] = set()  # what was retried is not retried once more in a later round
+    plan = plan_study(study)
+    try:
+        specs = next(plan)
+        while True:
+            _run_round(specs, store, executor, work, watcher, again if retry_failed else None)
+            specs = plan.send(values_of(specs, store))
+    except StopIteration as end:
+        played: list[PlayedCell] = end.value
+    return [result_of(cell, store, study.final.level) for cell in played]
+
+
+def _run_round(
+    specs: Sequence[TrialSpec],
+    store: Store,
+    executor: Executor,
+    work: Work,
+    watcher: StudyWatcher,
+    again: set[str] | None,
+) -> None:
+    unique = {spec.key: spec for spec in specs}
+    missing = [spec for spec in unique.values() if _is_missing(spec, store, again)]
+    watcher.round_starts(len(missing), len(unique))
+    for spec, outcome in executor.run(work, missing):
+        record = _lost(spec, outcome) if isinstance(outcome, Lost) else outcome
+        store.put(record)
+        if again is not None:
+            again.add(spec.key)
+        watcher.ended(spec, record)
+
+
+def _is_missing(spec: TrialSpec, store: Store, again: set[str] | None) -> bool:
+    record = store.get(spec.key)
+    return record is None or (again is not None and record.status == "failed" and spec.key not in again)
+
+
+def _lost(spec: TrialSpec, lost: Lost) -> Record:
+    """A worker that died is the outcome of the trial that it ran: most often it had no memory left."""
+    return Record(
+        key=spec.key,
+        task=spec.subject.name,
+        arm=spec.arm.name,
+        seed=spec.seed,
+        status="failed",
+        epochs=(),
+        error=lost.message,
+        versions=versions(),
+        spec=spec.to_dict(),
+    )
