@@ -91,7 +91,11 @@ def equal(first, second):
 
 
 def test_names_and_what_is_judged():
-    assert list(TASKS) == ["digits-mlp", *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10))]
+    assert list(TASKS) == [
+        "digits-mlp",
+        *(f"mnist-mlp-{n}" for n in (3, 4, 6, 8, 10)),
+        *(f"{data}-{network}" for data in ("cora", "citeseer", "pubmed") for network in ("gcn", "gat", "gin", "sage")),
+    ]
     for name, task in TASKS.items():
         assert get_task(name) is task
         assert (task.name, task.metric, task.unit, task.better) == (name, "test_error", "%", "lower")
