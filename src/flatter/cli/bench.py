@@ -17,7 +17,7 @@ def bench(
     models: Annotated[str, typer.Option(help="Which of mlp, resnet18 and 50m to step.")] = "mlp,resnet18",
     optimizers: Annotated[str, typer.Option(help="Which of SGD, Adam, AdamW and RMSprop.")] = ",".join(OPTIMIZERS),
     rounds: Annotated[int, typer.Option(min=1, help="How many turns every contender has.")] = 15,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch [default: torch's].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch \\[default: torch's].")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table here, as CSV.")] = None,
 ) -> None:
     """Measure what the noise costs: optimizer steps with and without it, taking turns on this machine."""

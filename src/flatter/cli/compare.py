@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -16,8 +16,14 @@ from flatter.study.data import DataError
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.store import StoreError
 from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
+from flatter.study.tasks.task import OptimizerName, ScheduleName
 from flatter.study.trial import TrialError
 from flatter.workflow import PAGE_NAME, CompareError, compare_task
+
+
+def _listed(names: Any) -> str:
+    *some, last = get_args(names)
+    return f"{', '.join(some)} or {last}"
 
 
 @app.command()
@@ -39,27 +45,27 @@ def compare(
         int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 9 cannot reach a verdict.")
     ] = 10,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of data files [default: FLATTER_DATA, else a download].")
+        Path | None, typer.Option(help="Folder of data files \\[default: FLATTER_DATA, else a download].")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for trials and report [default: runs/TASK].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of each trial [default: the task's].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples per step [default: the task's].")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate [default: the task's].")] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum [default: the task's].")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay [default: the task's].")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw [default: the task's].")] = None,
-    schedule: Annotated[str | None, typer.Option(help="constant, cosine or step [default: the task's].")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cpu].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for trials and report \\[default: runs/TASK].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each trial \\[default: the task's].")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step \\[default: the task's].")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate \\[default: the task's].")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum \\[default: the task's].")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay \\[default: the task's].")] = None,
+    optimizer: Annotated[str | None, typer.Option(help=f"{_listed(OptimizerName)} \\[default: the task's].")] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"{_listed(ScheduleName)} \\[default: the task's].")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda \\[default: cpu].")] = None,
     controls: Annotated[bool, typer.Option(help="Add the controls that have each method's mean rate.")] = True,
     level: Annotated[float, typer.Option(help="Share of false verdicts accepted, over all arms.")] = 0.05,
     flatness: Annotated[
         bool, typer.Option("--flatness", help="Measure how flat the loss is around each final model.")
     ] = False,
     max_batches: Annotated[
-        int | None, typer.Option(min=1, help="With --flatness: batches to measure on [default: 10, of 500 examples].")
+        int | None, typer.Option(min=1, help="With --flatness: batches to measure on \\[default: 10, of 500 examples].")
     ] = None,
     max_iter: Annotated[
-        int | None, typer.Option(min=3, help="With --flatness: Hessian-vector products per measure [default: 60].")
+        int | None, typer.Option(min=3, help="With --flatness: Hessian-vector products per measure \\[default: 60].")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Run trials again that failed, or were not fully measured.")

@@ -47,14 +47,14 @@ Study = Annotated[str, typer.Argument(help="A study file, such as studies/mine.t
 Cells = Annotated[
     list[str] | None, typer.Option("--cell", help="Only this cell of the study; may be given several times.")
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the trials and the report [default: runs/NAME].")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of data files [default: FLATTER_DATA, else a download].")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the trials and the report \\[default: runs/NAME].")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of data files \\[default: FLATTER_DATA, else a download].")]
 Where = Annotated[_Executor, typer.Option("--executor", help="Where trials run.")]
-Workers = Annotated[int | None, typer.Option(help="With processes: how many [default: one per core].")]
-Address = Annotated[str | None, typer.Option(help="With ray: the cluster, host:port or auto [default: a local Ray].")]
-Cpus = Annotated[float | None, typer.Option(help="With ray: CPUs of a trial [default: 1].")]
-Gpus = Annotated[float | None, typer.Option(help="With ray: GPUs of a trial; 0.25 lets four share one [default: 0].")]
-Retries = Annotated[int | None, typer.Option(help="With ray: runs of a trial after its node was lost [default: 3].")]
+Workers = Annotated[int | None, typer.Option(help="With processes: how many \\[default: one per core].")]
+Address = Annotated[str | None, typer.Option(help="With ray: the cluster, host:port or auto \\[default: a local Ray].")]
+Cpus = Annotated[float | None, typer.Option(help="With ray: CPUs of a trial \\[default: 1].")]
+Gpus = Annotated[float | None, typer.Option(help="With ray: GPUs of a trial; 0.25 lets four share one \\[default: 0].")]
+Retries = Annotated[int | None, typer.Option(help="With ray: runs of a trial after its node was lost \\[default: 3].")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Run trials again that failed.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Write the report, print nothing.")]
 
@@ -132,7 +132,7 @@ def report(study: Study, cell: Cells = None, out: Out = None, quiet: Quiet = Fal
 @app.command()
 def export(
     study: Study,
-    to: Annotated[Path | None, typer.Option(help="Folder to write to [default: the study's, then export].")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder to write to \\[default: the study's, then export].")] = None,
     form: Annotated[_Format, typer.Option("--format", help="Format of the tables.")] = _Format.csv,
     out: Out = None,
 ) -> None:

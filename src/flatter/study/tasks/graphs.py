@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,8 +14,9 @@ from torch.nn import functional as F
 
 from flatter.flatness.batches import BatchLoss
 from flatter.study.data import NodeClassification, load_citeseer, load_cora, load_pubmed
-from flatter.study.tasks.graph_models import Dropout, GraphNetwork, Kind, build_graph_network, propagation
+from flatter.study.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
 from flatter.study.tasks.optimization import build_optimizer, find_device
+from flatter.study.tasks.running import initialized, now
 from flatter.study.tasks.schedules import find_schedule
 from flatter.study.tasks.task import Settings, Task
 
@@ -71,7 +71,9 @@ def train_graph_network(trial: Trial, settings: GraphSettings, data: NodeClassif
     # Two seeds from one: the same numbers must not decide both the weights and what is dropped.
     init_seed, dropout_seed = (int(s) for s in np.random.SeedSequence(trial.seed).generate_state(2, np.uint64))
     dropout = Dropout(settings.dropout, dropout_seed)
-    model = _initialized(kind, data, dropout, init_seed).to(device)
+    model = initialized(lambda: build_graph_network(kind, data.features.shape[1], data.classes, dropout), init_seed).to(
+        device
+    )
 
     nodes = len(data.labels)
     whole = data.features, propagation(kind, data.edges, nodes)
@@ -90,14 +92,14 @@ def train_graph_network(trial: Trial, settings: GraphSettings, data: NodeClassif
     )
 
     for _ in range(settings.epochs):
-        start = _now(device)
+        start = now(device)
         model.train()
         loss = F.cross_entropy(model(*part)[train], labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         scheduler.step()
-        seconds = _now(device) - start
+        seconds = now(device) - start
 
         trial.report(seconds=seconds, train_loss=loss.item(), **_errors(model, whole, data))
     trial.measure_flatness(model, BatchLoss(partial(_loss, graph=part)), (train, labels))
@@ -130,20 +132,6 @@ def error_percent(outputs: torch.Tensor, labels: torch.Tensor) -> float:
     if not outputs.isfinite().all():
         return math.nan
     return 100.0 * float((outputs.argmax(dim=1) != labels).double().mean())
-
-
-def _initialized(kind: Kind, data: NodeClassification, dropout: Dropout, seed: int) -> GraphNetwork:
-    # As for the MLPs: seed the CPU's global generator alone, and put its state back afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return build_graph_network(kind, data.features.shape[1], data.classes, dropout)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, read after the device has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 NETWORKS: dict[Kind, str] = {"gcn": "GCN", "gat": "GAT", "gin": "GIN", "sage": "GraphSAGE"}
