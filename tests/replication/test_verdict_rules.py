@@ -81,6 +81,15 @@ def test_the_corrected_test_decides():
     assert judge_claim(CLAIM, VANILLA, corrected) == "inconclusive"
 
 
+def test_the_opposite_refutes_even_with_a_wide_interval():
+    """One seed is far worse than the others: the interval reaches the claim, but all seeds are worse."""
+    errors = VANILLA + np.array([0.1] * 9 + [20.0])
+    found = judge({"arm": (errors, np.full(10, VANILLA))}, better="lower")["arm"]
+    assert found.verdict == "hurts"
+    assert not falls_short(CLAIM, VANILLA, found)
+    assert judge_claim(CLAIM, VANILLA, found) == "not reproduced"
+
+
 def test_failures_and_single_pairs_decide_nothing():
     failed = judge({"arm": ([1.0, math.nan], [1.0, 1.0])}, better="lower")["arm"]
     assert judge_claim(CLAIM, VANILLA, failed) == "failed"
