@@ -93,7 +93,7 @@ def comparison(name: str, leap: str = "leap") -> Comparison:
 
 
 def results(of: StudySpec) -> list[CellResult]:
-    """The first cell is done; in the second an arm fails in tuning and one in the final runs; the third has not begun."""
+    """One cell is done; in the next an arm fails while tuned and one in its final runs; the last has not begun."""
     first, second, third = of.cells
     return [
         CellResult(first, BASELINE, (VANILLA, LEAP, RALR), comparison(first.name)),
