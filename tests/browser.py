@@ -98,10 +98,12 @@ class Browser:
             self._profile.cleanup()
 
     def resize(self, width: int, height: int = 900) -> None:
-        """A window of so many CSS pixels; below 600 a phone's, which obeys the page's viewport."""
+        """A window of so many CSS pixels; below 600 a phone's, which obeys the page's viewport. Figures follow."""
         self._ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
+        # Plotly waits for 0.1 s without a further change of size.
+        self.evaluate("new Promise(done => setTimeout(() => requestAnimationFrame(done), 250))")
 
     def open(self, path: Path) -> None:
         """Opens a file and waits until it and its figures are there."""

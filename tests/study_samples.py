@@ -8,10 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flatter.study.study import CellResult
+
 from flatter.replication import BaselineCheck, Claim, Entry, Ledger, Measured, Reported
 from flatter.study.comparison import Comparison
 from flatter.study.plan import Tuned
-from flatter.study.results import CellResult
 from flatter.study.search import best
 from flatter.study.spec import StudySpec
 from report_samples import NAN, sample
@@ -93,7 +94,7 @@ def comparison(name: str, leap: str = "leap") -> Comparison:
 
 
 def results(of: StudySpec) -> list[CellResult]:
-    """The first cell is done; in the second an arm fails in tuning and in the final runs; the third has not begun."""
+    """One cell is done; in the next an arm fails while tuned and one in its final runs; the last has not begun."""
     first, second, third = of.cells
     return [
         CellResult(first, BASELINE, (VANILLA, LEAP, RALR), comparison(first.name)),

@@ -159,7 +159,8 @@ def tuning_words(study: StudySpec) -> str:
 def final_words(study: StudySpec) -> str:
     """What the runs are that are judged, in a sentence or two."""
     controls = (
-        " So is a control for each method whose mean factor is not 1: its settings and mean rate, without noise."
+        " So is a control for each method: the method's settings and mean rate, without noise, or vanilla where that is "
+        "the same."
         if study.final.controls
         else " There are no controls at the same mean rate."
     )
