@@ -79,6 +79,11 @@ def test_fractions_of_a_gpu_run_at_once(executor, tmp_path):
     assert ray.is_initialized()  # which is not its own
 
 
+def test_work_that_no_module_has(executor):
+    summand = 3
+    assert dict(executor.run(lambda job: job + summand, range(4))) == {0: 3, 1: 4, 2: 5, 3: 6}
+
+
 def test_threads_of_a_job(executor):
     with RayExecutor(cpus_per_trial=0.5) as half:
         [(_, (threads, _, _))] = half.run(jobs.threads, [0])
@@ -94,47 +99,16 @@ def test_what_work_raises_is_raised_here(executor):
 
 
 def test_a_job_is_run_again_until_there_are_no_retries_left(executor, tmp_path):
-    for number in range(2):
-        (tmp_path / str(number)).touch()
-    assert list(executor.run(jobs.die_while_files_last, [(str(tmp_path), 5)])) == [((str(tmp_path), 5), 25)]
-    for number in range(2):
-        (tmp_path / str(number)).touch()
+    once, twice = (str(tmp_path / str(deaths)) for deaths in (1, 2))
+    for folder, deaths in ((once, 1), (twice, 2)):
+        Path(folder).mkdir()
+        for number in range(deaths):
+            Path(folder, str(number)).touch()
     with RayExecutor(retries=1) as executor:
-        [(_, lost)] = executor.run(jobs.die_while_files_last, [(str(tmp_path), 5)])
-    assert isinstance(lost, Lost)
-    assert "lost 2 times (Ray: WorkerCrashedError)" in lost.message
-
-
-def raylet(node) -> int:
-    [raylet] = node.all_processes["raylet"]
-    return raylet.process.pid
-
-
-def test_a_node_dies_in_the_middle(cluster, executor, tmp_path):
-    """Its jobs are run on the nodes that are left, and every job has its right result."""
-    node = cluster.add_node(num_cpus=1, **SMALL)
-    wait_until(lambda: executor.slots == 3)
-    results = executor.run(jobs.wait_for_file, [(str(tmp_path), number) for number in range(8)])
-
-    def kill_node() -> str:
-        """Kills the node, lets all go on once its job's process is gone, and says which job that was."""
-        try:
-            wait_until(lambda: len(list(tmp_path.iterdir())) == 3)  # each node has a job
-            workers = {child.pid for child in psutil.Process(raylet(node)).children()}
-            [(number, pid)] = [parts for f in tmp_path.iterdir() if int((parts := f.name.split("-"))[1]) in workers]
-            cluster.remove_node(node, allow_graceful=False)
-            wait_until(lambda: not psutil.pid_exists(int(pid)))
-            return number
-        finally:
-            (tmp_path / "go").touch()
-
-    with ThreadPoolExecutor(1) as pool:
-        killing = pool.submit(kill_node)
-        ended = {job[1]: result for job, result in results}
-        number = killing.result()
-    assert ended == {number: number * number for number in range(8)}
-    assert len(list(tmp_path.glob(f"{number}-*"))) == 2  # it was begun twice
-    wait_until(lambda: executor.slots == 2)
+        results = dict(executor.run(jobs.die_while_files_last, [(once, 5), (twice, 6)]))
+    assert results[once, 5] == 25
+    assert isinstance(results[twice, 6], Lost)
+    assert "lost 2 times (Ray: WorkerCrashedError)" in results[twice, 6].message
 
 
 DRIVER = """
@@ -223,3 +197,37 @@ def test_only_while_in_the_block(executor):
     with pytest.raises(ExecutorError, match="goes on already"):
         next(executor.run(jobs.square, range(4)))
     results.close()
+
+
+def raylet(node) -> int:
+    [raylet] = node.all_processes["raylet"]
+    return raylet.process.pid
+
+
+def test_a_node_dies_in_the_middle(cluster, executor, tmp_path):
+    """Its jobs are run on the nodes that are left, and every job has its right result.
+
+    The last of the tests: it takes a while until the cluster no longer counts on the node.
+    """
+    node = cluster.add_node(num_cpus=1, **SMALL)
+    wait_until(lambda: executor.slots == 3)
+    results = executor.run(jobs.wait_for_file, [(str(tmp_path), number) for number in range(8)])
+
+    def kill_node() -> str:
+        """Kills the node, lets all go on once its job's process is gone, and says which job that was."""
+        try:
+            wait_until(lambda: len(list(tmp_path.iterdir())) == 3)  # each node has a job
+            workers = {child.pid for child in psutil.Process(raylet(node)).children()}
+            [(number, pid)] = [parts for f in tmp_path.iterdir() if int((parts := f.name.split("-"))[1]) in workers]
+            cluster.remove_node(node, allow_graceful=False)
+            wait_until(lambda: not psutil.pid_exists(int(pid)))
+            return number
+        finally:
+            (tmp_path / "go").touch()
+
+    with ThreadPoolExecutor(1) as pool:
+        killing = pool.submit(kill_node)
+        ended = {job[1]: result for job, result in results}
+        number = killing.result()
+    assert ended == {number: number * number for number in range(8)}
+    assert len(list(tmp_path.glob(f"{number}-*"))) == 2  # it was begun twice

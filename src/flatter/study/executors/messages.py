@@ -24,14 +24,19 @@ class _Raised:
     traceback: str
 
 
-def pack(work: Callable[[J], R], job: J) -> bytes:
+def pack(work: Callable[[J], R], job: J, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
     """A request: the work and one job.
+
+    Args:
+        work: the work.
+        job: the job.
+        dumps: pickles them.
 
     Raises:
         ExecutorError: they cannot be pickled.
     """
     try:
-        return pickle.dumps((work, job))
+        return dumps((work, job))
     except Exception as error:
         raise ExecutorError(
             f"the work and its jobs must be a function of a module and plain data, to be sent to workers: {error}"

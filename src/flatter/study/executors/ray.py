@@ -128,7 +128,7 @@ class RayExecutor:
             self._cancel()
 
     def _run(self, work: Callable[[J], R], jobs: Iterator[J]) -> Generator[tuple[J, R | Lost], None, None]:
-        from ray import exceptions
+        from ray import cloudpickle, exceptions
 
         lost = (
             exceptions.WorkerCrashedError,
@@ -145,7 +145,8 @@ class RayExecutor:
         while True:
             room = (self.max_in_flight or self.slots + _QUEUED) - len(self._in_flight)
             for job in islice(jobs, max(0, room)):
-                request = pack(work, job)
+                # Unlike a worker process, Ray's do not import the program: what it defines itself must travel whole.
+                request = pack(work, job, cloudpickle.dumps)
                 self._in_flight[task.remote(request, threads)] = _Flight(job, request)
             if not self._in_flight:
                 return
