@@ -17,9 +17,16 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
-from flatter.study.executors import ExecutorError, Lost, RayExecutor
+from flatter.study.driver import drive
+from flatter.study.executors import ExecutorError, LocalExecutor, Lost, RayExecutor
 from flatter.study.executors.messages import WorkerTraceback
 from flatter.study.executors.ray import _check_address
+from flatter.study.store import Store
+from flatter.study.work import Work
+from studies import TUNED, Quiet, outcome, study
+
+HERE = Path(__file__).parent, Path(__file__).parents[1]  # where nodes find the tests' own modules
+pytestmark = pytest.mark.xdist_group("ray")  # or two workers would start a cluster each
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def cluster():
     environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
     environment.setenv("RAY_AUTH_MODE", "disabled")  # else Ray keeps a token in the home directory
     # What the nodes have installed: the work is imported there.
-    environment.setenv("PYTHONPATH", os.pathsep.join(map(str, [Path(__file__).parent, *sys.path])))
+    environment.setenv("PYTHONPATH", os.pathsep.join(map(str, [*HERE, *sys.path])))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, **SMALL})
     cluster.add_node(num_cpus=1, num_gpus=1, **SMALL)
     yield cluster
@@ -231,3 +238,30 @@ def test_a_node_dies_in_the_middle(cluster, executor, tmp_path):
         number = killing.result()
     assert ended == {number: number * number for number in range(8)}
     assert len(list(tmp_path.glob(f"{number}-*"))) == 2  # it was begun twice
+
+
+class KillingWatcher(Quiet):
+    """Kills a node in the middle of the final runs."""
+
+    def __init__(self, kill):
+        super().__init__()
+        self._kill = kill
+
+    def ended(self, spec, record):
+        super().ended(spec, record)
+        if len(self.records) == 30:
+            self._kill()
+
+
+def test_a_study_loses_no_trial_with_a_node(cluster, executor):
+    """Nor does it repeat one: its records are those of a study in one process, bit for bit."""
+    slow = study(TUNED.replace("QUICK", "SLOW"))
+    node = cluster.add_node(num_cpus=1, **SMALL)
+    wait_until(lambda: executor.slots == 3)
+    with Store(None) as here, Store(None) as there:
+        whole = Quiet()
+        drive(slow, here, LocalExecutor(), Work(git={}), whole)
+        watcher = KillingWatcher(lambda: cluster.remove_node(node, allow_graceful=False))
+        drive(slow, there, executor, Work(git={}), watcher)
+        assert len(watcher.records) == len(whole.records) == 48
+        assert sorted(map(str, map(outcome, there.records()))) == sorted(map(str, map(outcome, here.records())))

@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from studies import TUNED, outcome
-
 from flatter.study.store import Store
+from studies import TUNED, outcome
 
 KILLS = 20
 
@@ -20,7 +19,7 @@ def records(path):
 def test_twenty_kills_change_nothing(tmp_path):
     study_file = tmp_path / "slow.toml"
     study_file.write_text(TUNED.replace("QUICK", "SLOW").replace("seeds = 6", "seeds = 24"))
-    script = str(Path(__file__).with_name("kill_again_and_again.py"))
+    script = str(Path(__file__).parents[1] / "kill_again_and_again.py")
     done = subprocess.run(
         [sys.executable, "-W", "error", script, study_file, tmp_path, str(KILLS)],
         capture_output=True,

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from studies import TUNED, outcome
 from typer.testing import CliRunner
 
 from flatter.cli import app
 from flatter.study.store import Store
+from studies import TUNED, outcome
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 import torch
-from studies import Quiet
 
 from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor
 from flatter.study.spec import read_study
 from flatter.study.store import Store
 from flatter.study.work import Work
+from studies import Quiet
 
 
 def begin(study_file, store):
