@@ -124,7 +124,7 @@ def test_words_of_the_budget(study):
     text = tuning_words(study)
     for part in (
         "First vanilla is tuned over learning_rate and weight_decay: all 12 configurations of a grid.",
-        "Then every arm, starting from that choice searches"[:18],
+        "Then every arm, starting from that choice, searches a space of its own",
         "on one budget: all 5 configurations of a grid.",
         "the mean over 2 seeds (1000 and 1001), which are not among those of the final runs.",
         "The test split is not read while tuning",
@@ -183,6 +183,7 @@ def test_a_choice_at_the_edge_of_its_grid(study):
 def test_what_has_no_order_or_no_choice_has_no_edge():
     assert edge_of("optimizer", searched("m", {"optimizer": ("sgd", "adam")}, (1.0, 2.0)), {}) is None
     assert edge_of("nesterov", searched("m", {"nesterov": (True, False)}, (1.0, 2.0)), {}) is None
+    assert edge_of("weight_decay", searched("m", {"weight_decay": (0.0, 1e-4)}, (1.0, 2.0)), {}) is None
     one = searched("m", {"sigma": (0.1,)}, (1.0,))
     assert edge_of("sigma", one, {"sigma": Choices(values=(0.1,))}) is None
 

@@ -142,7 +142,7 @@ def tuning_words(study: StudySpec) -> str:
         size = tuning.baseline_trials or grid_size(tuning.baseline) or 1
         parts.append(f"First vanilla is tuned over {listing(tuning.baseline)}: {_how(study, size)}.")
     if any(arm.space for arm in study.arms):
-        start = ", starting from that choice" if tuning.baseline else ""
+        start = ", starting from that choice," if tuning.baseline else ""
         then = "Then every" if tuning.baseline else "Every"
         parts.append(
             f"{then} arm{start} searches a space of its own, all on one budget: {_how(study, study.trials_per_arm)}."
@@ -159,8 +159,7 @@ def tuning_words(study: StudySpec) -> str:
 def final_words(study: StudySpec) -> str:
     """What the runs are that are judged, in a sentence or two."""
     controls = (
-        " So is a control for each method: the method's settings and mean rate, without noise, or vanilla where that is "
-        "the same."
+        " So is a control for each method: its settings and mean rate, without noise (vanilla, where that is the same)."
         if study.final.controls
         else " There are no controls at the same mean rate."
     )

@@ -84,9 +84,12 @@ def search_warnings(tuned: Tuned, space: Space) -> list[str]:
 
 
 def edge_of(key: str, tuned: Tuned, space: Space) -> str | None:
-    """``"lowest"`` or ``"highest"`` where the chosen value of ``key`` has no neighbour on that side, else ``None``."""
+    """``"lowest"`` or ``"highest"`` where the chosen value of ``key`` has no neighbour on that side, else ``None``.
+
+    Zero is no edge: below it there is no rate, decay or spread to try.
+    """
     chosen, dimension = tuned.choice[key], space.get(key)
-    if not _is_number(chosen):
+    if not _is_number(chosen) or chosen == 0:
         return None
     if isinstance(dimension, Range):
         low, high, at = (
