@@ -180,6 +180,8 @@ def test_holes_are_uniform_over_the_image():
     rows, columns = augmentation().holes(8000, 5, 8)
     assert rows.bincount().tolist() == pytest.approx([1600] * 5, abs=150)
     assert columns.bincount().tolist() == pytest.approx([1000] * 8, abs=150)
+    same_range = augmentation()
+    assert not torch.equal(same_range.holes(50, 9, 9)[0], same_range.crops(50).top)  # other numbers than the crops'
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("mixup", 1.0), ("mixup", 0.2), ("cutmix", 1.0)])
@@ -595,7 +597,6 @@ def test_resnet20_learns_real_images():
     task.train(
         trial, task.settings.updated({"epochs": 4, "batch_size": 25, "learning_rate": 0.03, "augment": False}), data
     )
-    print(trial.epochs)
     assert trial.epochs[-1]["train_loss"] < 2.1 < trial.epochs[0]["train_loss"]
     assert trial.steps == 32
 
