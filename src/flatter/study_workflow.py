@@ -13,7 +13,7 @@ from rich.console import Console
 from flatter.replication import Ledger, build_ledger, find_claims, load_study
 from flatter.report.study_page import write_study_report
 from flatter.report.study_progress import StudyProgress
-from flatter.report.study_table import ledger_table, status_table, study_table
+from flatter.report.study_table import ledger_table, status_table, study_table, tuning_lines
 from flatter.study.check import check_study
 from flatter.study.driver import drive
 from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
@@ -219,6 +219,8 @@ def _shown(study: StudySpec, cells: Sequence[CellResult], folder: Path, *, quiet
     page = write_study_report(study, cells, folder, ledger)
     if not quiet:
         console = Console()
+        for line in tuning_lines(study, cells):
+            console.print(f"• {line}", highlight=False, markup=False)
         console.print(study_table(cells))
         if ledger is not None:
             console.print(ledger_table(ledger))
