@@ -110,12 +110,16 @@ class Arm:
         if not parts:
             parts.append("the training as it is")
         if self.settings:
-            parts.append(", ".join(f"{name} {value}" for name, value in self.settings.items()))
+            parts.append(", ".join(f"{name} {_shown(value)}" for name, value in self.settings.items()))
         return "; ".join(parts)
 
     def is_same(self, other: Arm) -> bool:
         """Whether both do the same, whatever they are called."""
         return self.to_dict() == other.to_dict() and dict(self.settings) == dict(other.settings)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _describe(p: Perturbation) -> str:
