@@ -134,7 +134,7 @@ def metrics(folder):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_killed_and_continued_equals_unbroken(how, tmp_path):
     """Killed in the middle of a trial, by Ctrl-C or worse; the same command goes on and repeats no finished trial."""
-    small = [*SMALL[:-1], "4", "--seeds", "3", "--quiet", "--out"]
+    small = [*SMALL[:-1], "12", "--seeds", "3", "--quiet", "--out"]
     command = [sys.executable, "-m", "flatter.cli", *small, str(tmp_path / "killed")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)

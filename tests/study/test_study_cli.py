@@ -137,18 +137,18 @@ def kept(store):
 
 
 def test_processes_an_interrupt_and_a_continuation_give_the_same_records(folder):
-    (folder / "slow.toml").write_text(TUNED.replace("QUICK", "SLOW"))
+    (folder / "slow.toml").write_text(TUNED.replace("QUICK", "SLOW").replace("seeds = 6", "seeds = 40"))
     store = folder / "runs" / "slow" / "trials.sqlite"
     started = command("run", "slow.toml", "--executor", "processes", "--workers", "2")
     deadline = time.monotonic() + 60
-    while not (store.exists() and started.poll() is None and _count(store) >= 5):
+    while not (store.exists() and started.poll() is None and _count(store) >= 1):
         assert time.monotonic() < deadline, started.communicate()
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=30)
     assert started.returncode == 130
     assert "the same command goes on from there" in said
-    assert _count(store) < 48
+    assert _count(store) < 4 + 14 + 5 * 40
     assert flatter("run", "slow.toml", "--out", "elsewhere", "--quiet").exit_code == 0
     assert flatter("run", "slow.toml", "--quiet").exit_code == 0
     assert kept(store) == kept(folder / "elsewhere" / "trials.sqlite")
