@@ -188,8 +188,12 @@ def test_no_worker_outlives_the_driver(number, tmp_path):
         wait_until(lambda: len(list((tmp_path / "pids").iterdir())) == 2, jobs.PATIENCE)
         descendants = psutil.Process(driver.pid).children(recursive=True)
         assert len(descendants) >= 2
-        if number == signal.SIGINT:
-            os.killpg(driver.pid, number)  # as the terminal does: to the workers too
+        if number == signal.SIGINT:  # the terminal sends it to the workers too; here they get it first
+            for file in (tmp_path / "pids").iterdir():
+                os.kill(int(file.name), number)
+            time.sleep(0.5)
+            assert not any(gone(process.pid) for process in descendants)
+            os.killpg(driver.pid, number)
         else:
             os.kill(driver.pid, number)
         wait_until(lambda: all(gone(process.pid) for process in descendants), 10)
