@@ -17,7 +17,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2
 
 bare: $(BARE)/.installed  ## the library without any extra
 	$(BARE)/bin/python -W error tests/bare_environment.py

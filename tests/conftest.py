@@ -4,15 +4,16 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+SHARING = ("executors/test_ray.py", "test_report_browser.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Under ``-n``, the tests of the Ray cluster stay in one process, so that there is one cluster."""
+    """Under ``-n``, the tests that share something costly stay in one process: one cluster, one browser."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneCluster(LoadScopeScheduling):
+    class SomeFilesWhole(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            return "ray" if "executors/test_ray.py" in nodeid else nodeid
+            return next((file for file in SHARING if file in nodeid), nodeid)
 
-    return OneCluster(config, log)
+    return SomeFilesWhole(config, log)

@@ -26,7 +26,6 @@ from flatter.study.work import Work
 from studies import TUNED, Quiet, outcome, study
 
 HERE = Path(__file__).parent, Path(__file__).parents[1]  # where nodes find the tests' own modules
-pytestmark = pytest.mark.xdist_group("ray")  # or two workers would start a cluster each
 
 
 @pytest.fixture(scope="module")
