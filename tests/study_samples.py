@@ -8,11 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flatter.study.study import CellResult
-
 from flatter.replication import BaselineCheck, Claim, Entry, Ledger, Measured, Reported
 from flatter.study.comparison import Comparison
 from flatter.study.plan import Tuned
+from flatter.study.results import CellResult
 from flatter.study.search import best
 from flatter.study.spec import StudySpec
 from report_samples import NAN, sample

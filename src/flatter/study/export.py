@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from flatter.study.files import written_whole
 from flatter.study.records import Record
 from flatter.study.store import Store
 
@@ -49,14 +48,8 @@ def export(store: Store, folder: Path, form: Format = "csv") -> tuple[Path, Path
     for path, rows in zip(paths, (_trials, _epochs), strict=True):
         # Twice through the store: what columns there are is known only at its end.
         columns = _columns(rows(store))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with written_whole(path) as temporary:
             write(temporary, columns, rows(store))
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
     return paths
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from flatter.study.data.classification import Pixels
 from flatter.study.data.folder import cache_folder
+from flatter.study.files import written_whole
 
 DIGEST_SIZE = 32
 
@@ -55,12 +54,6 @@ def _read(path: Path, size: int) -> Pixels | None:
 
 def _write(path: Path, pixels: Pixels) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
-        try:
-            file.write(hashlib.sha256(pixels.data).digest())
-            file.write(pixels.data)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(hashlib.sha256(pixels.data).digest())
+        file.write(pixels.data)

@@ -15,7 +15,7 @@ from flatter.study.data import Classification
 from flatter.study.tasks.optimization import build_optimizer, find_device
 from flatter.study.tasks.regularization import disturb_labels
 from flatter.study.tasks.running import initialized, now
-from flatter.study.tasks.schedules import find_schedule
+from flatter.study.tasks.schedules import attach
 from flatter.study.tasks.task import ClassificationSettings
 
 if TYPE_CHECKING:
@@ -69,14 +69,7 @@ def train_classifier(
     examples = len(data.train_x)
     steps = math.ceil(examples / settings.batch_size)
     optimizer = build_optimizer(settings, model.parameters())
-    schedule = find_schedule(settings, steps)
-    scheduler = trial.attach(
-        optimizer,
-        steps_per_epoch=steps,
-        epochs=settings.epochs,
-        scheduler=schedule.factory,
-        interval=schedule.interval,
-    )
+    pace = attach(trial, optimizer, settings, steps)
 
     for _ in range(settings.epochs):
         model.train()
@@ -89,10 +82,8 @@ def train_classifier(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total_loss += loss.detach() * len(batch)
-            if schedule.interval == "step":
-                scheduler.step()
-        if schedule.interval == "epoch":
-            scheduler.step()
+            pace.step_ended()
+        pace.epoch_ended()
         seconds = now(device) - start
 
         model.eval()

@@ -17,7 +17,7 @@ from flatter.study.data import NodeClassification, load_citeseer, load_cora, loa
 from flatter.study.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
 from flatter.study.tasks.optimization import build_optimizer, find_device
 from flatter.study.tasks.running import initialized, now
-from flatter.study.tasks.schedules import find_schedule
+from flatter.study.tasks.schedules import attach
 from flatter.study.tasks.task import Settings, Task
 
 if TYPE_CHECKING:
@@ -82,14 +82,7 @@ def train_graph_network(trial: Trial, settings: GraphSettings, data: NodeClassif
     train, labels = torch.searchsorted(reach, data.train), data.labels[data.train]
 
     optimizer = build_optimizer(settings, model.parameters())
-    schedule = find_schedule(settings, steps_per_epoch=1)
-    scheduler = trial.attach(
-        optimizer,
-        steps_per_epoch=1,
-        epochs=settings.epochs,
-        scheduler=schedule.factory,
-        interval=schedule.interval,
-    )
+    pace = attach(trial, optimizer, settings, 1)
 
     for _ in range(settings.epochs):
         start = now(device)
@@ -98,7 +91,8 @@ def train_graph_network(trial: Trial, settings: GraphSettings, data: NodeClassif
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        scheduler.step()
+        pace.step_ended()
+        pace.epoch_ended()
         seconds = now(device) - start
 
         trial.report(seconds=seconds, train_loss=loss.item(), **_errors(model, whole, data))

@@ -17,7 +17,7 @@ from flatter.study.tasks.image_models import build_image_model
 from flatter.study.tasks.image_settings import DropoutImageSettings, ImageSettings
 from flatter.study.tasks.optimization import build_optimizer, find_device
 from flatter.study.tasks.running import initialized, now
-from flatter.study.tasks.schedules import find_schedule
+from flatter.study.tasks.schedules import attach
 
 if TYPE_CHECKING:
     from flatter.study.trial import Trial
@@ -72,14 +72,7 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
 
     steps = math.ceil(len(data.train_x) / settings.batch_size)
     optimizer = build_optimizer(settings, network.parameters())
-    schedule = find_schedule(settings, steps)
-    scheduler = trial.attach(
-        optimizer,
-        steps_per_epoch=steps,
-        epochs=settings.epochs,
-        scheduler=schedule.factory,
-        interval=schedule.interval,
-    )
+    pace = attach(trial, optimizer, settings, steps)
     autocast = torch.autocast(
         device.type, dtype=getattr(torch, settings.precision), enabled=settings.precision != "float32"
     )
@@ -98,10 +91,8 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
             scaler.step(optimizer)
             scaler.update()
             total_loss += loss.detach() * len(batch.y)
-            if schedule.interval == "step":
-                scheduler.step()
-        if schedule.interval == "epoch":
-            scheduler.step()
+            pace.step_ended()
+        pace.epoch_ended()
         seconds = now(device) - start
 
         network.eval()

@@ -42,7 +42,31 @@ from torch.optim.lr_scheduler import (
 from flatter.study.tasks.task import Settings
 
 if TYPE_CHECKING:
-    from flatter.study.trial import Interval, SchedulerFactory
+    from flatter.study.trial import Interval, SchedulerFactory, Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """A trial's scheduler and when it is stepped: the training says that a step or an epoch is over.
+
+    Attributes:
+        scheduler: the scheduler.
+        interval: what it counts.
+    """
+
+    scheduler: LRScheduler
+    interval: Interval
+
+    def step_ended(self) -> None:
+        """An optimizer step is over."""
+        if self.interval == "step":
+            self.scheduler.step()
+
+    def epoch_ended(self) -> None:
+        """An epoch's steps are over."""
+        if self.interval == "epoch":
+            self.scheduler.step()
+
 
 RN_STEPS = ((Fraction(2, 5), 0.1), (Fraction(3, 5), 0.1), (Fraction(4, 5), 0.1), (Fraction(9, 10), 0.5))
 CYCLE_EPOCHS = 16
@@ -70,6 +94,26 @@ def find_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
         steps_per_epoch: optimizer steps in an epoch.
     """
     return RECIPES[settings.schedule](settings.epochs, steps_per_epoch)
+
+
+def attach(trial: Trial, optimizer: Optimizer, settings: Settings, steps_per_epoch: int) -> Pace:
+    """Hand the optimizer and the schedule that the settings name to the trial.
+
+    Args:
+        trial: the trial.
+        optimizer: before its first step.
+        settings: the schedule's name, and the epochs.
+        steps_per_epoch: optimizer steps in an epoch.
+    """
+    schedule = find_schedule(settings, steps_per_epoch)
+    scheduler = trial.attach(
+        optimizer,
+        steps_per_epoch=steps_per_epoch,
+        epochs=settings.epochs,
+        scheduler=schedule.factory,
+        interval=schedule.interval,
+    )
+    return Pace(scheduler, schedule.interval)
 
 
 def _constant(epochs: int, steps_per_epoch: int) -> Schedule:
