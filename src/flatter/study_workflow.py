@@ -22,6 +22,7 @@ from flatter.study.export import Format, export
 from flatter.study.results import CellResult, CellStatus, study_results, study_status
 from flatter.study.spec import StudyError, StudySpec, read_study
 from flatter.study.store import Store
+from flatter.study.tasks import get_task
 from flatter.study.work import Work
 
 STORE_NAME = "trials.sqlite"
@@ -56,11 +57,14 @@ class ExecutorChoice:
             StudyError: an option that this executor does not have.
             ExecutorError: a number that makes no sense.
         """
-        options = {
+        known = {
             "local": (),
             "processes": ("workers",),
             "ray": ("address", "cpus_per_trial", "gpus_per_trial", "retries"),
-        }[self.name]
+        }
+        if self.name not in known:
+            raise StudyError(f"there is no executor {self.name!r}: there are {', '.join(known)}")
+        options = known[self.name]
         given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
         given = {option: value for option, value in given.items() if value is not None}
         for option in given:
@@ -208,13 +212,26 @@ def _open(study: StudySpec, folder: Path) -> Store:
 
 
 def _check_claims(study: StudySpec) -> None:
-    if study.paper.paper is not None:
-        find_claims(study)  # a wrong row is better known before the first trial
+    """What the papers say must fit, and be comparable: better known before the first trial."""
+    if not _has_claims(study):
+        return
+    find_claims(study)
+    for cell in study.cells:
+        task = get_task(cell.task)
+        if (task.unit, task.better) != ("%", "lower"):
+            raise StudyError(
+                f"cell {cell.name!r}: the papers' results are errors in percent, but {cell.task} is judged by "
+                f"{task.metric} in {task.unit!r}, {task.better} is better: leave the cells' and arms' paper away"
+            )
+
+
+def _has_claims(study: StudySpec) -> bool:
+    return any(arm.paper.arm is not None for arm in study.arms)
 
 
 def _shown(study: StudySpec, cells: Sequence[CellResult], folder: Path, *, quiet: bool) -> StudyOutcome:
     compared = {cell.cell.name: cell.comparison for cell in cells if cell.comparison is not None}
-    ledger = None if study.paper.paper is None else build_ledger(study, compared)
+    ledger = build_ledger(study, compared) if _has_claims(study) else None
     # The page first: whoever reads the tables may go away before their end.
     page = write_study_report(study, cells, folder, ledger)
     if not quiet:

@@ -21,8 +21,9 @@ from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_co
 from flatter.study.comparison import Comparison, Subject
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.identify import identify
-from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, plan, run
+from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
 from flatter.study.store import Store
+from flatter.study.subjects import subject_of
 from flatter.study.tasks import Settings, get_task
 from flatter.study.trial import Trial
 
@@ -133,7 +134,7 @@ def compare_task(
     chosen: Settings = task.settings.updated(settings or {})
     chosen.check_device()
     data = task.load(data_dir)
-    subject = Subject(task.name, task.metric, task.unit, task.better, chosen.model_dump())
+    subject = subject_of(task, chosen)
 
     def train(trial: Trial) -> None:
         task.train(trial, chosen, data)
@@ -170,7 +171,7 @@ def _compare(
     _check(subject, level)
     measured = _flatness(flatness)
     console = Console(stderr=True)
-    specs = plan(subject, chosen, numbers)
+    specs = paired_trials(subject, chosen, numbers)
     if not quiet:
         _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:

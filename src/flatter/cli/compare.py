@@ -14,6 +14,7 @@ from flatter.cli.program import INTERRUPTED, app, fail
 from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatter.study.data import DataError
 from flatter.study.flatness import FlatnessSettings
+from flatter.study.identify import NotIdentifiableError
 from flatter.study.store import StoreError
 from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
 from flatter.study.tasks.task import OptimizerName, ScheduleName
@@ -104,7 +105,16 @@ def compare(
         )
     except KeyboardInterrupt:
         fail(f"interrupted; finished trials are kept in {folder}, and the same command goes on from there", INTERRUPTED)
-    except (ArmError, CompareError, DataError, SettingsError, StoreError, TrialError, UnknownTaskError) as error:
+    except (
+        ArmError,
+        CompareError,
+        DataError,
+        NotIdentifiableError,
+        SettingsError,
+        StoreError,
+        TrialError,
+        UnknownTaskError,
+    ) as error:
         fail(str(error))
     except BrokenPipeError:
         raise

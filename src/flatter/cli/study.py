@@ -14,11 +14,14 @@ from rich.table import Table
 
 from flatter.cli.program import INTERRUPTED, app, fail
 from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, study_text
+from flatter.study.arms import ArmError
 from flatter.study.data import DataError
 from flatter.study.executors import ExecutorError
 from flatter.study.export import ExportError
+from flatter.study.identify import NotIdentifiableError
 from flatter.study.spec import StudyError, StudySpec
 from flatter.study.store import StoreError
+from flatter.study.tasks import SettingsError, UnknownTaskError
 from flatter.study.trial import TrialError
 from flatter.study_workflow import (
     ExecutorChoice,
@@ -104,7 +107,9 @@ def reproduce(
     """Repeat a table of a paper, and say claim by claim whether it holds."""
     where = ExecutorChoice(executor.value, workers, address, cpus_per_trial, gpus_per_trial, retries)
     with _errors():
-        if name is None:
+        if name is None and show:
+            fail("--show prints the file of a study: name one; `flatter reproduce` lists them")
+        elif name is None:
             table = Table("study", "what it repeats", "runs on", box=None)
             for info in list_studies():
                 table.add_row(info.name, info.summary, "a GPU" if info.on_gpu else "a CPU")
@@ -159,18 +164,22 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (
+        ArmError,
         DataError,
         ExecutorError,
         ExportError,
         LedgerError,
+        NotIdentifiableError,
         PaperTableError,
+        SettingsError,
         StoreError,
         StudyError,
         TrialError,
         UnknownStudyError,
+        UnknownTaskError,
     ) as error:
         fail(str(error))
     except BrokenPipeError:
         raise
     except OSError as error:
-        fail(f"cannot write {error.filename}: {error.strerror}. Finished trials are kept")
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}. Finished trials are kept")

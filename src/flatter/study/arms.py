@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 from flatter import methods
 from flatter.perturbation import Perturbation
-
-VANILLA = "vanilla"
+from flatter.study.spec.study_spec import VANILLA as VANILLA
 
 
 class ArmError(ValueError):

@@ -10,7 +10,7 @@ from flatter.study.machine import versions
 from flatter.study.plan import PlayedCell, plan_study
 from flatter.study.records import Record
 from flatter.study.results import CellResult, result_of, values_of
-from flatter.study.runner import TrialSpec
+from flatter.study.runner import TrialSpec, valid_json
 from flatter.study.spec import StudySpec
 from flatter.study.store import Store
 from flatter.study.work import Work
@@ -95,5 +95,5 @@ def _lost(spec: TrialSpec, lost: Lost) -> Record:
         epochs=(),
         error=lost.message,
         versions=versions(),
-        spec=spec.to_dict(),
+        spec=valid_json(spec.to_dict()),
     )

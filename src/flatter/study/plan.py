@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 from flatter.study.arms import VANILLA, Arm, arguments_of, make_arm, with_controls
 from flatter.study.comparison import Subject
-from flatter.study.identify import identify
-from flatter.study.runner import TrialSpec
-from flatter.study.runner import plan as final_trials
+from flatter.study.runner import TrialSpec, paired_trials
 from flatter.study.search import Configuration, best, search
 from flatter.study.spec import ArmSpec, CellSpec, Space, StudySpec
-from flatter.study.tasks import Task, get_task
+from flatter.study.subjects import subject_of
+from flatter.study.tasks import Settings, get_task
 
 R = TypeVar("R")
 Values = Mapping[str, float]  # by the trial's key: the final epoch's metric, NaN for a failed trial
@@ -80,20 +79,23 @@ def plan_study(study: StudySpec) -> Plan[list[PlayedCell]]:
 def plan_cell(study: StudySpec, cell: CellSpec) -> Plan[PlayedCell]:
     """The plan of one cell."""
     task = get_task(cell.task)
-    judged = _subject(study, cell, task)
+    settings = task.settings.updated({**study.settings, **cell.settings})
+    judged = subject_of(task, settings)
     tuned_on = replace(judged, metric=task.validation_metric)
     tuning = study.tuning
     baseline = None
     start: Mapping[str, Any] = {}
     if tuning.baseline:
         vanilla = ArmSpec(method=VANILLA)
-        baseline = yield from _tune(study, tuned_on, vanilla, tuning.baseline, tuning.baseline_trials, {})
+        baseline = yield from _tune(study, tuned_on, settings, vanilla, tuning.baseline, tuning.baseline_trials, {})
         start = baseline.choice
-    searches = [_tune(study, tuned_on, arm, arm.space, tuning.trials, start) for arm in study.arms]
+    searches = [_tune(study, tuned_on, settings, arm, arm.space, tuning.trials, start) for arm in study.arms]
     tuned = yield from together(searches)
-    chosen = [arm_with(arm, start, search.choice) for arm, search in zip(study.arms, tuned, strict=True)]
+    chosen = [
+        normalised(arm_with(arm, start, search.choice), settings) for arm, search in zip(study.arms, tuned, strict=True)
+    ]
     arms = with_controls(chosen, controls=study.final.controls)
-    trials = [replace(spec, threads=study.threads) for spec in final_trials(judged, arms, study.final.seeds)]
+    trials = [replace(spec, threads=study.threads) for spec in paired_trials(judged, arms, study.final.seeds)]
     yield trials
     return PlayedCell(cell, judged, baseline, tuple(tuned), arms, tuple(trials))
 
@@ -127,14 +129,24 @@ def arm_with(arm: ArmSpec, start: Mapping[str, Any], configuration: Configuratio
     return make_arm(arm.method, arguments, name=arm.name, settings={**start, **arm.settings, **rest})  # type: ignore[arg-type]
 
 
-def _subject(study: StudySpec, cell: CellSpec, task: Task) -> Subject:
-    settings = task.settings.updated({**study.settings, **cell.settings}).model_dump()
-    code = identify(task.train, stored=True) if ":" in cell.task else ""
-    return Subject(task.name, task.metric, task.unit, task.better, settings, code)
+def normalised(arm: Arm, settings: Settings) -> Arm:
+    """The arm with the settings that differ from the cell's, as they are trained with.
+
+    So that two ways to say one thing are one trial, and an arm that says what vanilla does is known as vanilla.
+    """
+    own, common = settings.updated(arm.settings).model_dump(), settings.model_dump()
+    differing = {name: value for name, value in own.items() if value != common[name]}
+    return replace(arm, settings=differing, description="")
 
 
 def _tune(
-    study: StudySpec, subject: Subject, arm: ArmSpec, space: Space, trials: int | None, start: Mapping[str, Any]
+    study: StudySpec,
+    subject: Subject,
+    settings: Settings,
+    arm: ArmSpec,
+    space: Space,
+    trials: int | None,
+    start: Mapping[str, Any],
 ) -> Plan[Tuned]:
     base = {**subject.settings, **start, **arm.settings, **arguments_of(arm.method), **arm.arguments}
     seeds = study.tuning.seeds
@@ -145,7 +157,7 @@ def _tune(
     proposals = search(space, study.tuning, trials, base, subject.better)
     asked = next(proposals)
     while True:
-        arms = [arm_with(arm, start, configuration) for configuration in asked]
+        arms = [normalised(arm_with(arm, start, configuration), settings) for configuration in asked]
         specs = [TrialSpec(subject, each, seed, study.threads) for each in arms for seed in seeds]
         values = yield specs
         found = [values[spec.key] for spec in specs]

@@ -82,7 +82,7 @@ class Watcher(Protocol):
         """It ended, or was found in the store."""
 
 
-def plan(subject: Subject, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> list[TrialSpec]:
+def paired_trials(subject: Subject, arms: tuple[Arm, ...], seeds: tuple[int, ...]) -> list[TrialSpec]:
     """The trials in the order of their run.
 
     Seed by seed, so that arms share the machine's good and bad minutes, and each seed starts with another arm.
@@ -189,10 +189,11 @@ def run_trial(
             )
     except TrialError:
         raise
-    except Exception as exception:
+    except (Exception, SystemExit) as exception:
         if not failures:
             raise
-        error = f"{type(exception).__name__}: {exception}"
+        # A message may quote a file name that is no text: it must not keep the record from its store.
+        error = f"{type(exception).__name__}: {exception}".encode(errors="backslashreplace").decode()
     metric = spec.subject.metric
     if error is None and not math.isfinite(trial.epochs[-1][metric]):
         error = f"final {metric} is {trial.epochs[-1][metric]}"
@@ -207,12 +208,21 @@ def run_trial(
         error=error,
         versions=versions(),
         flatness=trial.flatness,
-        spec=spec.to_dict(),
+        spec=valid_json(spec.to_dict()),
         started=started,
         seconds=time.perf_counter() - clock,
         memory=peak_memory(),
         environment=environment(),
     )
+
+
+def valid_json(value: Any) -> Any:
+    """Plain data in which a number that JSON lacks is text: SQLite's own functions read a record's specification."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: valid_json(item) for key, item in value.items()}
+    return [valid_json(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_use(trial: Trial, spec: TrialSpec) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from flatter.stats import Better
 from flatter.study.spec import Choices, Range, Space, Times, TuningSpec
 from flatter.study.spec.space import Value
 
+_ATTEMPTS = 100
 Configuration = dict[str, Value]
 Search = Generator[list[Configuration], Sequence[float], None]
 
@@ -24,15 +24,13 @@ def search(space: Space, tuning: TuningSpec, trials: int | None, base: Mapping[s
     """Proposes configurations round by round; is sent the values of a round in its order, NaN for a failed one.
 
     Args:
-        space: what is tuned; empty: one configuration that changes nothing.
+        space: what is tuned.
         tuning: the sampler and its seed.
         trials: number of configurations for the samplers random and tpe.
         base: the settings that ``times`` multiply.
         better: whether lower or higher values are better.
     """
-    if not space:
-        yield [{}]
-    elif tuning.sampler == "grid":
+    if tuning.sampler == "grid":
         values = [_listed(key, dimension, base) for key, dimension in space.items()]
         yield [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*values)]
     else:
@@ -65,9 +63,11 @@ def _sampled(space: Space, tuning: TuningSpec, trials: int, base: Mapping[str, A
         sampler = optuna.samplers.TPESampler(seed=tuning.sampler_seed, n_startup_trials=min(10, max(4, trials // 3)))
         size = tuning.round_size
     study = optuna.create_study(sampler=sampler, direction="minimize" if better == "lower" else "maximize")
-    distributions = {key: _distribution(key, dimension, base) for key, dimension in space.items()}
+    # In the order of their names: what is proposed must not depend on the order in which a file gives them.
+    distributions = {key: _distribution(key, space[key], base) for key in sorted(space)}
+    tried: set[str] = set()
     for start in range(0, trials, size):
-        asked = [study.ask(distributions) for _ in range(min(size, trials - start))]
+        asked = [_ask_new(study, distributions, tried) for _ in range(min(size, trials - start))]
         values = yield [dict(trial.params) for trial in asked]
         for trial, value in zip(asked, values, strict=True):
             if math.isfinite(value):
@@ -76,10 +76,24 @@ def _sampled(space: Space, tuning: TuningSpec, trials: int, base: Mapping[str, A
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 
+def _ask_new(study: Any, distributions: Mapping[str, Any], tried: set[str]) -> Any:
+    """A proposal that was not made before: a repeated one would take from the budget and tell nothing."""
+    import optuna
+
+    for _ in range(_ATTEMPTS):
+        trial = study.ask(distributions)
+        if repr(trial.params) not in tried:
+            break
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    else:
+        trial = study.ask(distributions)
+    tried.add(repr(trial.params))
+    return trial
+
+
 def _distribution(key: str, dimension: Choices | Times | Range, base: Mapping[str, Any]) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if isinstance(dimension, Range):
         return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-    with warnings.catch_warnings():
-        return CategoricalDistribution(_listed(key, dimension, base))
+    return CategoricalDistribution(_listed(key, dimension, base))

@@ -139,7 +139,7 @@ class Store:
                     f"VALUES (?, ?{', ?' * len(_COLUMNS)})",
                     (record.key, json.dumps(asdict(record)), *_columns(record)),
                 )
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise StoreError(
                 f"cannot write to {self._path}: {error}. The trials before this one are safe; free some space or make "
                 "the folder writable, and run the same command again"

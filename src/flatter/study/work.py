@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
+from flatter.study.data import DataError
 from flatter.study.machine import git_state, versions
 from flatter.study.records import Record
 from flatter.study.runner import TrialSpec, Watcher, run_trial
 from flatter.study.spec import StudyError
+from flatter.study.subjects import code_of
 from flatter.study.tasks import get_task
 from flatter.study.tasks.task import TaskData
 from flatter.study.trial import Trial
@@ -37,8 +39,9 @@ class Work:
         """Runs the trial. What its training raises is its outcome.
 
         Raises:
-            StudyError: this machine has other versions than the one that asks.
-            DataError: the data are missing or corrupt.
+            StudyError: this machine has other versions, or another source of the task, than the one that asks.
+            SettingsError: the device is not there.
+            DataError: the data are missing or corrupt, or a task of the user's own could not load them.
             TrialError: a task of the user's own does not use its trial as it must.
         """
         if versions() != self.versions:
@@ -47,10 +50,16 @@ class Work:
                 "install the same on every machine"
             )
         task = get_task(spec.subject.name)
+        if code_of(task) != spec.subject.code:
+            raise StudyError(
+                f"the source of the task {task.name} is another here than where the study was started, or was changed "
+                "since: start the study again, with the same source on every machine"
+            )
         settings = task.settings.updated(spec.settings)
-        data = _load(task.load, self.data_dir)
+        settings.check_device()
+        data = _load(task.load, self.data_dir if task.reads_files else None)
         if spec.subject.metric == task.validation_metric:
-            data = data.without_test()  # what tuning cannot see it cannot choose on
+            data = _without_test(data)  # what tuning cannot see it cannot choose on
 
         def train(trial: Trial) -> None:
             task.train(trial, settings, data)
@@ -60,10 +69,22 @@ class Work:
         return replace(record, environment={**(record.environment or {}), **self.git})
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _load(load: Callable[[Path | None], TaskData], data_dir: Path | None) -> TaskData:
-    """The data stay in the process from one trial to the next; cells run one after the other, so two are enough."""
-    return load(data_dir)
+    """The data stay in the process from one trial to the next, also where the trials of several cells take turns."""
+    try:
+        return load(data_dir)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the task's data cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _without_test(data: TaskData) -> TaskData:
+    try:
+        return data.without_test()
+    except AttributeError as error:
+        raise DataError(f"what the task's load returns needs a method without_test(): {error}") from None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
 from flatter.study.tasks.graphs import GRAPH_TASKS
@@ -20,7 +21,7 @@ __all__ = ["TASKS", "Settings", "SettingsError", "Task", "UnknownTaskError", "ge
 
 
 class UnknownTaskError(LookupError):
-    """No built-in task has that name."""
+    """There is no task of that name, or it cannot be imported. The message is one line."""
 
 
 # Table 6 of the LEAP paper; the number counts the layer of inputs too.
@@ -56,6 +57,7 @@ def _load_digits(data_dir: Path | None) -> Classification:
 def _digits_mlp() -> Task:
     return Task(
         name="digits-mlp",
+        reads_files=False,
         summary="MLP on scikit-learn's 8×8 handwritten digits: no download, about a second per trial",
         settings=DIGITS_SETTINGS,
         load=_load_digits,
@@ -116,14 +118,32 @@ def _import_task(name: str) -> Task:
     folder = str(Path.cwd())
     if folder not in sys.path:  # as `python -m` does
         sys.path.insert(0, folder)
+    if not module.replace(".", "").isidentifier() or not attribute.isidentifier():
+        raise UnknownTaskError(f"'{name}' names no task: expected module:attribute, as in my_tasks:RIDGE")
     try:
-        task = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise UnknownTaskError(
             f"the task '{name}' cannot be imported: no module '{error.name}' is in the current folder or installed"
         ) from None
-    except AttributeError:
-        raise UnknownTaskError(f"the module '{module}' has no '{attribute}', which the task '{name}' names") from None
+    except Exception as error:
+        raise UnknownTaskError(f"the task '{name}' cannot be imported: {type(error).__name__}: {error}") from None
+    _check_unchanged(imported)
+    if not hasattr(imported, attribute):
+        raise UnknownTaskError(f"the module '{module}' has no '{attribute}', which the task '{name}' names")
+    task = getattr(imported, attribute)
     if not isinstance(task, Task):
         raise UnknownTaskError(f"'{name}' is a {type(task).__name__}, not a flatter.Task")
-    return replace(task, name=name)
+    return replace(task, name=name, is_own=True)
+
+
+_IMPORTED: dict[str, bytes] = {}  # content of the files of modules with tasks, as they were imported
+
+
+def _check_unchanged(module: ModuleType) -> None:
+    """A trial is known by the source that it is trained by: that must be what this process has imported."""
+    path = Path(getattr(module, "__file__", None) or "")
+    if path.suffix == ".py":
+        content = path.read_bytes()
+        if _IMPORTED.setdefault(module.__name__, content) != content:
+            raise UnknownTaskError(f"{path.name} was changed after it was imported: start the program again")

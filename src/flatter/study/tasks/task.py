@@ -167,6 +167,8 @@ class Task:
         validation_metric: the reported metric that settings are chosen by, in the same unit.
         unit: their unit.
         better: whether lower or higher values of them are better.
+        reads_files: whether ``load`` reads from the data folder.
+        is_own: whether it is the user's own; set where it is imported.
     """
 
     name: str
@@ -178,3 +180,5 @@ class Task:
     validation_metric: str = "val_error"
     unit: str = "%"
     better: Better = "lower"
+    reads_files: bool = True
+    is_own: bool = False
