@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from studies import TUNED, study
 
 from flatter.study.search import best, search
+from studies import TUNED, study
 
 
 def play(space, tuning, trials, base, value):
@@ -74,3 +74,19 @@ def test_the_best_is_finite_and_first_of_equals():
     assert best([3.0, math.nan, 1.0, 3.0], "higher") == 0
     assert best([math.nan, math.nan], "lower") == 0
     assert best([math.inf, 2.0], "lower") == 1
+
+
+def test_the_order_of_names_in_a_file_changes_nothing():
+    read = sampled("random", trials=6)
+    space = {**read.arms[1].space, "learning_rate": read.arms[1].space["sigma"]}
+    turned = dict(reversed(space.items()))
+    first, second = (play(each, read.tuning, 6, {}, lambda c: 1.0) for each in (space, turned))
+    assert first == second
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_no_configuration_is_tried_twice(sampler):
+    text = TUNED.replace("seeds = 2", f'sampler = "{sampler}"\ntrials = 3\nbaseline_trials = 2')
+    read = study(text)
+    rounds = play(read.arms[1].space, read.tuning, 3, {}, lambda c: c["sigma"])
+    assert sorted(c["sigma"] for asked in rounds for c in asked) == [0.01, 0.1, 0.5]

@@ -6,15 +6,18 @@ import sqlite3
 from dataclasses import asdict, replace
 
 import pytest
-from studies import TUNED, Quiet, outcome, study
 
+from flatter.study.arms import Arm
 from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor, Lost
 from flatter.study.results import study_results, study_status
+from flatter.study.runner import TrialSpec, run_trial
 from flatter.study.spec import StudyError
-from flatter.study.store import Store
+from flatter.study.store import Store, StoreError
+from flatter.study.subjects import subject_of
 from flatter.study.tasks import get_task
 from flatter.study.work import Work
+from studies import TUNED, Quiet, outcome, study
 
 
 def run(read, store, watcher=None, executor=None, **options):
@@ -265,3 +268,45 @@ def test_a_store_of_an_older_schema_is_migrated(tmp_path, before, finished):
     )
     assert columns.execute("PRAGMA user_version").fetchone() == (3,)
     columns.close()
+
+
+@pytest.mark.parametrize("same", ["space.learning_rate = [0.1]", "space.epochs = [3.0]"])
+def test_two_ways_to_say_vanilla_are_one_trial(same):
+    """A value that is the default is no other setting: vanilla is LEAP's control, and nothing runs twice."""
+    text = 'task = "quick_tasks:QUICK"\n[[arms]]\nmethod = "leap"\nspace.sigma = [0.5]\n[[arms]]\nmethod = "vanilla"\n'
+    with Store(None) as store:
+        (cell,) = run(study(text + same), store)
+        arms = {arm.name: arm for arm in cell.comparison.arms}
+        assert list(arms) == ["vanilla", "leap"]
+        assert arms["leap"].control == "vanilla"
+        tried = sum(record.spec["metric"] == "val_error" for record in store.records())
+        assert len(list(store.records())) == tried + 20
+
+
+def test_a_specification_is_valid_json(finished):
+    _, store, _, _ = finished
+    for record in store.records():
+        json.dumps(record.spec, allow_nan=False)
+        assert json.loads(json.dumps(record.spec)) == record.spec
+
+
+def test_what_is_no_text_is_kept_as_an_outcome(tmp_path):
+    task = get_task("quick_tasks:QUICK")
+
+    def train(trial):
+        raise ValueError("bad file '\udcff'")
+
+    spec = TrialSpec(subject_of(task, task.settings), Arm("leap"), 0)
+    with Store(tmp_path / "trials.sqlite") as store:
+        store.put(run_trial(spec, train, Silent()))
+        assert store.get(spec.key).error == "ValueError: bad file '\\udcff'"
+
+
+class Silent:
+    def reported(self, *told): ...
+
+
+def test_a_number_that_sqlite_has_not_is_an_error_of_the_store(finished):
+    record = replace(finished[2].records[0], key="x", seed=10**20)
+    with Store(None) as store, pytest.raises(StoreError, match="too large"):
+        store.put(record)

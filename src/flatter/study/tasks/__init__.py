@@ -118,7 +118,7 @@ def _import_task(name: str) -> Task:
     folder = str(Path.cwd())
     if folder not in sys.path:  # as `python -m` does
         sys.path.insert(0, folder)
-    if not module.replace(".", "").isidentifier() or not attribute.isidentifier():
+    if not all(part.isidentifier() for part in [*module.split("."), attribute]):
         raise UnknownTaskError(f"'{name}' names no task: expected module:attribute, as in my_tasks:RIDGE")
     try:
         imported = importlib.import_module(module)

@@ -1,0 +1,166 @@
+"""Tasks of the user's own: known by their source, and refused in one line where they do not work."""
+
+import subprocess
+import sys
+
+import pytest
+
+import flatter
+from flatter.study.driver import drive
+from flatter.study.executors import LocalExecutor
+from flatter.study.spec import StudyError, parse_study
+from flatter.study.store import Store
+from flatter.study.tasks import SettingsError, UnknownTaskError, get_task
+from flatter.study.work import Work
+from studies import Quiet
+
+TASK = """
+import dataclasses, torch, flatter
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    target: float
+    def without_test(self):
+        return self
+
+def load(data_dir):
+    return Data(1.0)
+
+def train(trial, settings, data):
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=settings.learning_rate)
+    scheduler = trial.attach(optimizer, steps_per_epoch=1, epochs=1)
+    weight.grad = weight.detach() - data.target
+    optimizer.step()
+    scheduler.step()
+    trial.report(val_error=weight.item(), test_error=weight.item())
+
+OWN = flatter.Task("own", "", flatter.Settings(epochs=1, batch_size=1, learning_rate=0.1), load, train, unit="")
+"""
+STUDY = 'task = "{module}:OWN"\narms = [{{ method = "vanilla" }}, {{ method = "leap" }}]\nfinal.seeds = 2\n'
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def flatter_command(folder, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "flatter", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "edit", [("weight.detach() - data", "2 * weight.detach() - 3 * data"), ("Data(1.0)", "Data(7.0)")]
+)
+def test_an_edit_of_the_training_or_the_data_runs_all_anew(folder, edit):
+    """In `flatter run` and in `flatter compare`; the second process has the edited source."""
+    (folder / "edited.py").write_text(TASK)
+    (folder / "s.toml").write_text(STUDY.format(module="edited"))
+    commands = ("run", "s.toml", "--quiet"), ("compare", "edited:OWN", "--arms", "leap", "--seeds", "2", "--out", "c")
+    for command in commands:
+        status, said = flatter_command(folder, *command)
+        assert status == 0, said
+    stores = folder / "runs" / "s" / "trials.sqlite", folder / "c" / "trials.sqlite"
+    before = [_errors(store) for store in stores]
+    (folder / "edited.py").write_text(TASK.replace(*edit))
+    for command in commands:
+        assert flatter_command(folder, *command)[0] == 0
+    for store, old in zip(stores, before, strict=True):
+        new = _errors(store)
+        assert len(new) == 2 * len(old)
+        assert set(old) < set(new)
+
+
+def _errors(path):
+    with Store(path, read_only=True) as store:
+        return [(record.key, record.epochs[-1]["test_error"]) for record in store.records()]
+
+
+def test_an_edit_in_a_running_program_is_refused(folder):
+    (folder / "running.py").write_text(TASK)
+    study = parse_study(STUDY.format(module="running"), name="s", source="s.toml")
+    flatter.run_study(study, quiet=True)
+    (folder / "running.py").write_text(TASK + "\n# an edit\n")
+    with pytest.raises((UnknownTaskError, StudyError), match=r"running.py was changed after it was imported"):
+        flatter.run_study(study, quiet=True)
+
+
+def test_another_source_on_a_worker_is_refused(folder):
+    (folder / "elsewhere.py").write_text(TASK)
+    study = parse_study(STUDY.format(module="elsewhere"), name="s", source="s.toml")
+    work = Work(git={})
+
+    class Other(LocalExecutor):
+        def run(self, work, jobs):
+            import elsewhere
+
+            def train(trial, settings, data):
+                raise AssertionError
+
+            elsewhere.OWN = flatter.Task("own", "", elsewhere.OWN.settings, elsewhere.load, train, unit="")
+            return super().run(work, jobs)
+
+    with Store(None) as store, pytest.raises(StudyError, match="the source of the task elsewhere:OWN is another here"):
+        drive(study, store, Other(), work, Quiet())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("syntax:OWN", "def x(:", "cannot be imported: SyntaxError"),
+        ("division:OWN", "1/0", "cannot be imported: ZeroDivisionError"),
+        ("nothing:OWN", "", "has no 'OWN'"),
+        ("wrong:OWN", "OWN = 3", "is a int, not a flatter.Task"),
+        (":OWN", "", "expected module:attribute"),
+        ("..a:OWN", "", "expected module:attribute"),
+    ],
+)
+def test_what_is_no_task_is_refused(folder, name, content, message):
+    (folder / f"{name.partition(':')[0].strip('.') or 'empty'}.py").write_text(content)
+    with pytest.raises(UnknownTaskError, match=message) as error:
+        get_task(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("return Data(1.0)", "return open('/nowhere/data.bin')", "the task's data cannot be loaded: FileNotFoundError"),
+        ("    def without_test(self):", "    def other(self):", "needs a method without_test"),
+        ("batch_size=1", "batch_size=1, device='cuda'", "device = 'cuda', but torch .* sees no CUDA device"),
+    ],
+)
+def test_what_does_not_work_ends_the_study_in_a_line(folder, old, new, said):
+    import re
+
+    (folder / "broken.py").write_text(TASK.replace(old, new))
+    tuned = STUDY.format(module="broken") + "tuning.baseline.learning_rate = [0.1]\n"
+    (folder / "s.toml").write_text(tuned)
+    status, output = flatter_command(folder, "run", "s.toml", "--quiet")
+    assert status == 2, output
+    assert output.count("\n") == 1
+    assert re.search(said, output)
+
+
+def test_leaving_the_program_is_a_trials_outcome(folder):
+    (folder / "leaving.py").write_text(TASK.replace("    weight.grad =", "    raise SystemExit(3)\n    weight.grad ="))
+    study = parse_study(STUDY.format(module="leaving"), name="s", source="s.toml")
+    (cell,) = flatter.run_study(study, quiet=True).cells
+    assert {record.error for record in cell.comparison.records} == {"SystemExit: 3"}
+
+
+def test_settings_that_are_no_plain_data_are_refused():
+    from flatter.study.subjects import subject_of
+
+    class Odd(flatter.Settings):
+        names: frozenset[str] = frozenset({"a"})
+
+    odd = Odd(epochs=1, batch_size=1, learning_rate=0.1)
+    task = flatter.Task("odd", "", odd, lambda folder: None, lambda *given: None)
+    with pytest.raises(SettingsError, match="settings of odd must be plain data"):
+        subject_of(task, odd)
