@@ -40,7 +40,7 @@ def mlp_loop(data: Classification, settings: Settings) -> Epoch:
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=settings.learning_rate,
-        momentum=settings.momentum,
+        momentum=0.9,
         weight_decay=settings.weight_decay,
     )
 
