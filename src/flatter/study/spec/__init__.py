@@ -1,6 +1,6 @@
 """What a study file says, checked before anything runs."""
 
-from flatter.study.spec.read import StudyError, parse_study, read_study
+from flatter.study.spec.read import StudyError, parse_study, read_study, read_study_text
 from flatter.study.spec.space import Choices, Range, Space, Times
 from flatter.study.spec.study_spec import ArmSpec, CellSpec, FinalSpec, PaperSpec, StudySpec, TuningSpec
 
@@ -18,4 +18,5 @@ __all__ = [
     "TuningSpec",
     "parse_study",
     "read_study",
+    "read_study_text",
 ]

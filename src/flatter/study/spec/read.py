@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,13 +33,24 @@ def read_study(path: Path) -> StudySpec:
     Raises:
         StudyError: it cannot be read, is not TOML, or does not describe a study.
     """
+    return parse_study(read_study_text(path), name=_name_of(path), source=str(path))
+
+
+def read_study_text(path: Path) -> str:
+    """The text of a study file.
+
+    Args:
+        path: a TOML file.
+
+    Raises:
+        StudyError: it cannot be read or is not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise StudyError(f"cannot read the study file {path}: {error.strerror}") from None
-    return parse_study(text, name=path.stem, source=str(path))
 
 
 def parse_study(text: str, *, name: str, source: str) -> StudySpec:
@@ -54,12 +66,19 @@ def parse_study(text: str, *, name: str, source: str) -> StudySpec:
     """
     try:
         content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a number of thousands of digits is one that is no TOMLDecodeError
         raise StudyError(f"{source} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise StudyError(f"{source} is not a study: its lists or tables are nested too deeply") from None
     try:
         return StudySpec.model_validate({"name": name, **content})
     except ValidationError as error:
         raise StudyError("; ".join(_problem(source, text, details) for details in error.errors())) from None
+
+
+def _name_of(path: Path) -> str:
+    """The file's name as a study's: nobody wrote it as one, so what a name cannot have is replaced, not refused."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "study"
 
 
 def _problem(source: str, text: str, details: Any) -> str:

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
-Value = int | float | str | bool
+T = TypeVar("T")
+
+
+def _value(given: Any) -> int | float | str | bool:
+    """One plain value. A union of pydantic's would give a message for each of its types."""
+    if isinstance(given, float) and not math.isfinite(given):
+        raise ValueError("expected a finite number")
+    if isinstance(given, int) and not -(2**63) <= given < 2**63:
+        raise ValueError("expected a number of at most 64 bits")
+    if not isinstance(given, (int, float, str)):
+        raise ValueError("expected a number, a text, true or false")
+    return given
+
+
+def _setting(given: Any) -> Any:
+    """A value or a list of values."""
+    return [_value(each) for each in given] if isinstance(given, (list, tuple)) else _value(given)
+
+
+def _not_empty(given: tuple[T, ...]) -> tuple[T, ...]:
+    """As pydantic's ``min_length``, which would also call a list empty whose values are all wrong."""
+    if not given:
+        raise PydanticCustomError("too_short", "it is empty")
+    return given
+
+
+Value = Annotated[int | float | str | bool, PlainValidator(_value)]
+Setting = Annotated[int | float | str | bool | list[int | float | str | bool], PlainValidator(_setting)]
+Number = Annotated[float, Field(strict=True)]
+"""A number, and neither a text nor a truth value that could be read as one."""
 
 
 class Choices(BaseModel):
@@ -16,7 +46,7 @@ class Choices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    values: tuple[Value, ...] = Field(min_length=1)
+    values: Annotated[tuple[Value, ...], AfterValidator(_not_empty)]
 
     @model_validator(mode="after")
     def _different(self) -> Self:
@@ -30,7 +60,7 @@ class Times(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    times: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    times: Annotated[tuple[Annotated[Number, Field(gt=0)], ...], AfterValidator(_not_empty)]
 
     @model_validator(mode="after")
     def _different(self) -> Self:
@@ -44,9 +74,9 @@ class Range(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    low: float
-    high: float
-    log: bool = False
+    low: Number
+    high: Number
+    log: bool = Field(default=False, strict=True)
 
     @model_validator(mode="after")
     def _is_range(self) -> Self:

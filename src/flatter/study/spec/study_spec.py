@@ -6,13 +6,16 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 from typing_extensions import Self
 
-from flatter.study.spec.space import Range, Space, Times, Value, grid_size
+from flatter.study.spec.space import Number, Range, Setting, Space, Times, grid_size
 
 VANILLA = "vanilla"
-Seed = Annotated[int, Field(ge=0)]
+_SEED_LIMIT = 2**63  # what torch's generators take
+_MOST_THREADS = 1024
+Seed = Annotated[int, Field(ge=0, lt=_SEED_LIMIT, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
 # Far from the final runs' 0, 1, 2, …: a setting must not be chosen on the seeds that it is judged by.
 _FIRST_TUNING_SEED = 1000
 
@@ -33,14 +36,45 @@ def _check_names(what: str, names: list[str]) -> None:
             raise ValueError(f"two {what} are named {name!r}: give each a name of its own")
 
 
+def _check_enough(what: str, space: Space, trials: int | None) -> None:
+    """A sampler that has fewer configurations than trials tries some twice: its budget is smaller than it seems."""
+    size = grid_size(space)
+    if space and size is not None and trials is not None and size < trials:
+        raise ValueError(
+            f"{what} has only {size} configuration{'s'[: size > 1]}, but the budget is {trials}: "
+            "widen its space, or use sampler = 'grid'"
+        )
+
+
+def _named_after(given: Any, key: str) -> Any:
+    """The table with a name; default: what it has under the key. A name that is written must not be empty."""
+    if not isinstance(given, dict) or not given.get(key):
+        return given
+    return {"name": given[key], **given}
+
+
+def _thread_count(given: Any) -> Any:
+    is_count = isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= _MOST_THREADS
+    if not is_count and given != "fair":
+        raise ValueError(f"expected 1 to {_MOST_THREADS}, or 'fair'")
+    return given
+
+
+def _check_seed(given: Any) -> None:
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < _SEED_LIMIT:
+        raise ValueError(f"a seed is a whole number from 0 to 2**63 - 1; got {given!r}")
+
+
 def _seed_list(given: Any, first: int) -> Any:
-    if isinstance(given, bool):
-        raise ValueError("expected a number of seeds or a list of them")
-    if isinstance(given, int):
+    if isinstance(given, int) and not isinstance(given, bool):
         if not 1 <= given <= 10_000:
             raise ValueError(f"expected 1 to 10,000 seeds, or a list of them; got {given}")
         return tuple(range(first, first + given))
-    if isinstance(given, list) and len(set(map(repr, given))) < len(given):
+    if not isinstance(given, (list, tuple)):
+        raise ValueError("expected a number of seeds or a list of them")
+    for seed in given:
+        _check_seed(seed)
+    if len(set(given)) < len(given):
         raise ValueError("a seed stands twice in the list")
     return given
 
@@ -81,14 +115,14 @@ class CellSpec(_Table):
     """
 
     task: str = Field(min_length=1)
-    name: str = ""
-    settings: dict[str, Value | list[Value]] = {}
+    name: str = Field(default="", min_length=1)
+    settings: dict[str, Setting] = {}
     paper: PaperSpec = Field(default_factory=PaperSpec)
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
-        return {"name": given.get("task"), **given} if isinstance(given, dict) else given
+        return _named_after(given, "task")
 
 
 class ArmSpec(_Table):
@@ -104,16 +138,27 @@ class ArmSpec(_Table):
     """
 
     method: str = Field(min_length=1)
-    name: str = Field(default="", pattern=r"^[^/\x00-\x1f]*$")
-    arguments: dict[str, float] = {}
-    settings: dict[str, Value | list[Value]] = {}
+    name: str = Field(default="", min_length=1, pattern=r"^[^/\x00-\x1f]*$")
+    arguments: dict[str, Number] = {}
+    settings: dict[str, Setting] = {}
     space: Space = {}
     paper: PaperSpec = Field(default_factory=PaperSpec)
 
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
-        return {"name": given.get("method"), **given} if isinstance(given, dict) else given
+        return _named_after(given, "method")
+
+    @model_validator(mode="after")
+    def _said_once(self) -> Self:
+        """What is fixed is not tuned as well; only factors need a value to multiply."""
+        for key, dimension in self.space.items():
+            for table, fixed in (("arguments", self.arguments), ("settings", self.settings)):
+                if key in fixed and not isinstance(dimension, Times):
+                    raise ValueError(
+                        f"{table}.{key} is fixed beside space.{key}, which tunes it: remove one of the two"
+                    )
+        return self
 
 
 class TuningSpec(_Table):
@@ -131,12 +176,12 @@ class TuningSpec(_Table):
     """
 
     sampler: Literal["grid", "random", "tpe"] = "grid"
-    trials: int | None = Field(default=None, ge=1)
+    trials: Count | None = None
     baseline: Space = {}
-    baseline_trials: int | None = Field(default=None, ge=1)
+    baseline_trials: Count | None = None
     seeds: tuple[Seed, ...] = Field(default=(_FIRST_TUNING_SEED,), min_length=1)
-    sampler_seed: int = Field(default=0, ge=0, lt=2**32)
-    round_size: int = Field(default=4, ge=1)
+    sampler_seed: int = Field(default=0, ge=0, lt=2**32, strict=True)
+    round_size: Count = 4
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -148,11 +193,22 @@ class TuningSpec(_Table):
         for key, dimension in self.baseline.items():
             if isinstance(dimension, Times):
                 raise ValueError(f"baseline.{key}: times are factors of the baseline's choice, so it cannot have them")
+        self._check_used()
         if self.sampler != "grid" and self.baseline and self.baseline_trials is None:
             raise ValueError(f"baseline_trials is missing: the sampler {self.sampler} needs a number of configurations")
         if self.sampler == "grid":
             _check_grid("baseline", self.baseline, self.baseline_trials)
         return self
+
+    def _check_used(self) -> None:
+        """Refuses what is written and would do nothing."""
+        given = self.model_fields_set
+        if "sampler_seed" in given and self.sampler == "grid":
+            raise ValueError("sampler_seed is for the samplers random and tpe: a grid draws nothing, remove it")
+        if "round_size" in given and self.sampler != "tpe":
+            raise ValueError(f"round_size is for the sampler tpe, not for {self.sampler}: remove it")
+        if "baseline_trials" in given and not self.baseline:
+            raise ValueError("baseline_trials is given, but no baseline: add a baseline, or remove it")
 
 
 class FinalSpec(_Table):
@@ -165,8 +221,8 @@ class FinalSpec(_Table):
     """
 
     seeds: tuple[Seed, ...] = Field(default=tuple(range(10)), min_length=1)
-    controls: bool = True
-    level: float = Field(default=0.05, gt=0, lt=1)
+    controls: bool = Field(default=True, strict=True)
+    level: Number = Field(default=0.05, gt=0, lt=1)
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -186,7 +242,8 @@ class StudySpec(_Table):
         arms: the arms; vanilla is among them.
         tuning: how settings are searched; without it nothing is tuned.
         final: the runs that are judged.
-        threads: torch's CPU threads per trial; default 1, so that results do not depend on the number of cores.
+        threads: torch's CPU threads per trial, 1 to 1024; default 1, so that results do not depend on the number
+            of cores.
             ``"fair"`` divides the machine's cores among the workers: faster for large models, not the same bits.
         paper: what the study replicates.
     """
@@ -195,11 +252,11 @@ class StudySpec(_Table):
     title: str = ""
     description: str = ""
     cells: tuple[CellSpec, ...] = Field(min_length=1)
-    settings: dict[str, Value | list[Value]] = {}
+    settings: dict[str, Setting] = {}
     arms: tuple[ArmSpec, ...] = Field(min_length=1)
     tuning: TuningSpec = Field(default_factory=TuningSpec)
     final: FinalSpec = Field(default_factory=FinalSpec)
-    threads: Annotated[int, Field(ge=1)] | Literal["fair"] = 1
+    threads: Annotated[int | Literal["fair"], PlainValidator(_thread_count)] = 1
     paper: PaperSpec = Field(default_factory=PaperSpec)
 
     @model_validator(mode="before")
@@ -223,10 +280,21 @@ class StudySpec(_Table):
         if all(arm.name != VANILLA for arm in self.arms):
             raise ValueError("there is no arm vanilla to compare with: add [[arms]] with method = 'vanilla'")
         tuned = bool(self.tuning.baseline) or any(arm.space for arm in self.arms)
+        self._check_tuning_used(tuned)
         if tuned and set(self.tuning.seeds) & set(self.final.seeds):
             raise ValueError("tuning.seeds and final.seeds share a seed: settings must be judged on seeds of their own")
         self._check_budgets()
         return self
+
+    def _check_tuning_used(self, tuned: bool) -> None:
+        """Refuses what [tuning] says of searches that there are not."""
+        given = [
+            name for name in TuningSpec.model_fields if name in self.tuning.model_fields_set and name != "baseline"
+        ]
+        if given and not tuned:
+            raise ValueError(f"tuning.{given[0]} is given, but nothing is tuned: give an arm a space, or remove it")
+        if self.tuning.trials is not None and not any(arm.space for arm in self.arms):
+            raise ValueError("tuning.trials is given, but no arm has a space: give each arm one, or remove it")
 
     def _check_budgets(self) -> None:
         """Every arm tries as many configurations as every other: else tuning alone could make a winner."""
@@ -246,6 +314,9 @@ class StudySpec(_Table):
             raise ValueError(f"arm {idle!r} has no search space while others have: equal budgets need one for each")
         if searched and tuning.trials is None:
             raise ValueError(f"tuning.trials is missing: the sampler {tuning.sampler} needs a number of configurations")
+        for arm in self.arms:
+            _check_enough(f"arm {arm.name!r}", arm.space, tuning.trials)
+        _check_enough("tuning.baseline", tuning.baseline, tuning.baseline_trials)
 
     def with_cells(self, names: Sequence[str]) -> Self:
         """The same study of some of its cells.
