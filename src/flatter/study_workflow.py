@@ -20,7 +20,7 @@ from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, Ra
 from flatter.study.executors.processes import visible_cores
 from flatter.study.export import Format, export
 from flatter.study.results import CellResult, CellStatus, study_results, study_status
-from flatter.study.spec import StudyError, StudySpec, read_study
+from flatter.study.spec import StudyError, StudySpec, read_study, read_study_text
 from flatter.study.store import Store
 from flatter.study.tasks import get_task
 from flatter.study.work import Work
@@ -110,7 +110,7 @@ def run_study(
     on where and in which order trials run.
 
     Args:
-        study: a study file, or a study.
+        study: a study file that ends in ``.toml``, the name of a packaged study, or a study.
         out: folder of the store and the report; default: ``runs/`` and the study's name.
         executor: where trials run; a name stands for an :class:`ExecutorChoice` with its defaults.
         data_dir: folder of data files, on every machine where trials run; default: ``FLATTER_DATA``, else a cache.
@@ -122,7 +122,7 @@ def run_study(
         StoreError: the folder cannot be used, or another program is writing to it.
         DataError, ExecutorError, TrialError: see there. What ended before is kept.
     """
-    chosen = read_study(Path(study)) if isinstance(study, (str, Path)) else study
+    chosen = find_study(str(study)) if isinstance(study, (str, Path)) else study
     check_study(chosen)
     _check_claims(chosen)
     folder = folder_of(chosen, out)
@@ -189,14 +189,19 @@ def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
         cells: names of cells: the others are left out; default: all.
 
     Raises:
-        StudyError: as for :func:`flatter.study.spec.read_study`; or there is no such cell.
+        StudyError: the file cannot be read or does not describe a study that can be run, or there is no such cell.
         UnknownStudyError: there is no such study.
     """
-    study = read_study(Path(name)) if name.endswith(".toml") else load_study(name)
+    is_file = name.endswith(".toml")
+    study = read_study(Path(name)) if is_file else load_study(name)
     try:
-        return study.with_cells(cells) if cells else study
+        chosen = study.with_cells(cells) if cells else study
     except ValueError as error:
         raise StudyError(str(error)) from None
+    if is_file:
+        # Here it is known where in the file a mistake stands.
+        check_study(chosen, source=name, text=read_study_text(Path(name)))
+    return chosen
 
 
 def folder_of(study: StudySpec, out: str | Path | None) -> Path:

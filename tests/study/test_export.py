@@ -5,7 +5,6 @@ import json
 
 import pyarrow.parquet
 import pytest
-from studies import Quiet, study
 
 from flatter.study.driver import drive
 from flatter.study.executors import LocalExecutor
@@ -13,6 +12,7 @@ from flatter.study.export import ExportError, export
 from flatter.study.records import Record
 from flatter.study.store import Store
 from flatter.study.work import Work
+from studies import Quiet, study
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,9 @@ def test_times_multiply_the_base():
 
 def sampled(sampler, trials=24):
     text = TUNED.replace("seeds = 2", f'sampler = "{sampler}"\ntrials = {trials}\nbaseline_trials = 2')
-    return study(text.replace("[0.5, 0.1, 0.01]", "{ low = 0.001, high = 1, log = true }"))
+    text = text.replace("[0.5, 0.1, 0.01]", "{ low = 0.001, high = 1, log = true }")
+    text = text.replace("{ times = [0.5, 1, 2] }", "{ low = 0.01, high = 1 }")
+    return study(text.replace("[0.3, 0.5, 0.7]", "{ low = 0.3, high = 0.7 }"))
 
 
 def bowl(configuration):

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from studies import TUNED, study
 
 from flatter.study.check import check_study
 from flatter.study.spec import Choices, Range, StudyError, Times, parse_study, read_study, read_study_text
+from studies import TUNED, study
 
 
 def test_a_study_file_is_read(tmp_path):
