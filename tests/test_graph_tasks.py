@@ -23,7 +23,8 @@ from flatter.study.data.sparse import SparseMatrix
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.tasks import SettingsError, get_task, graphs
 from flatter.study.tasks.graph_models import Dropout, build_graph_network, propagation
-from flatter.study.tasks.graphs import GRAPH_SETTINGS, GRAPH_TASKS, GraphSettings, error_percent, train_graph_network
+from flatter.study.tasks.graphs import GRAPH_SETTINGS, GRAPH_TASKS, GraphSettings, train_graph_network
+from flatter.study.tasks.running import percent_wrong
 from flatter.study.trial import Trial
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -514,8 +515,8 @@ def test_gcn_on_cora_is_as_good_as_published():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_have_no_error_rate(value):
-    assert math.isnan(error_percent(torch.tensor([[1.0, 0.0], [value, 0.0]]), torch.tensor([0, 0])))
-    assert error_percent(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1])) == pytest.approx(
+    assert math.isnan(percent_wrong(torch.tensor([[1.0, 0.0], [value, 0.0]]), torch.tensor([0, 0])))
+    assert percent_wrong(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1, 1])) == pytest.approx(
         100 / 3
     )
 

@@ -21,12 +21,10 @@ from flatter.study.executors.processes import visible_cores
 from flatter.study.export import Format, export
 from flatter.study.results import CellResult, CellStatus, study_results, study_status
 from flatter.study.spec import StudyError, StudySpec, read_study, read_study_text
-from flatter.study.store import Store
+from flatter.study.store import STORE_NAME, Store
 from flatter.study.tasks import get_task
 from flatter.study.work import Work
 
-STORE_NAME = "trials.sqlite"
-PAGE_NAME = "report.html"
 ExecutorName = Literal["local", "processes", "ray"]
 
 

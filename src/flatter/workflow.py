@@ -22,7 +22,7 @@ from flatter.study.comparison import Comparison, Subject
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.identify import identify
 from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
-from flatter.study.store import Store
+from flatter.study.store import STORE_NAME, Store
 from flatter.study.subjects import subject_of
 from flatter.study.tasks import Settings, get_task
 from flatter.study.trial import Trial
@@ -32,7 +32,6 @@ class CompareError(ValueError):
     """A comparison that cannot be made as asked. The message is one line."""
 
 
-STORE_NAME = "trials.sqlite"
 PAGE_NAME = "report.html"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from flatter.study.hints import did_you_mean
 from flatter.study.spec import StudySpec, parse_study
 
 _FOLDER = resources.files("flatter.replication").joinpath("studies")
@@ -61,8 +61,7 @@ def study_text(name: str) -> str:
         UnknownStudyError: as for :func:`load_study`.
     """
     if name not in study_names():
-        close = difflib.get_close_matches(name, study_names(), n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
+        hint = did_you_mean(name, study_names())
         raise UnknownStudyError(f"there is no study '{name}': {hint}The studies are {', '.join(study_names())}.")
     return _FOLDER.joinpath(f"{name}.toml").read_text(encoding="utf-8")
 

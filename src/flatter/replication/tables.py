@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from flatter.study.hints import did_you_mean
 from flatter.study.spec import PaperSpec
 
 # What a claim can be made of. The tables also print BLEU, IoU and seconds.
@@ -141,9 +141,8 @@ def _row(line: dict[str, str]) -> PaperRow:
 
 def _nothing(field: str, value: str, known: Iterable[str], asked: Sequence[str]) -> str:
     names = list(dict.fromkeys(name for name in known if name))
-    close = difflib.get_close_matches(value, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
     where = f" with {', '.join(asked)}" if asked else ""
+    hint = did_you_mean(value, names)
     return f"the papers' tables have no error of {field} {value!r}{where}: {hint}There are {', '.join(names) or 'none'}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from flatter import methods
 from flatter.perturbation import Perturbation
+from flatter.study.hints import did_you_mean
 from flatter.study.spec.study_spec import VANILLA as VANILLA
 
 
@@ -183,8 +183,7 @@ def arguments_of(method: str) -> dict[str, float]:
     if method == VANILLA:
         return {}
     if method not in METHODS:
-        close = difflib.get_close_matches(method, (VANILLA, *METHODS), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = did_you_mean(method, (VANILLA, *METHODS))
         raise ArmError(f"there is no method {method!r}: {hint}The methods are {', '.join((VANILLA, *METHODS))}")
     return {name: parameter.default for name, parameter in inspect.signature(METHODS[method]).parameters.items()}
 

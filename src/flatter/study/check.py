@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import re
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from flatter.study.arms import Arm, ArmError, arguments_of, with_controls
+from flatter.study.hints import did_you_mean
 from flatter.study.plan import arm_with
 from flatter.study.search import Configuration
 from flatter.study.spec import ArmSpec, CellSpec, Choices, Range, Space, StudyError, StudySpec, Times
@@ -194,8 +194,7 @@ def _check_dimensions(space: Space, task: Task, own: tuple[str, ...], place: _Pl
         where = (*place.at, key) if place.at[0] == "tuning" else (*place.at, "space", key)
         there = replace(place, at=where)
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
+            hint = did_you_mean(key, known)
             raise there.error(f"there is nothing to tune called {key!r}: {hint}There are {', '.join(known)}")
         if key in own:
             _check_numbers(key, dimension, there)

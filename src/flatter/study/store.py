@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from flatter.study.records import FlatnessRecord, Record
 
+STORE_NAME = "trials.sqlite"  # in an output folder
 # 2: a record may have flatness measures. 3: it has its specification, time and memory, and what people look for stands
 # in columns of its own. Records of older schemas lack what they lack, and are read as they are.
 SCHEMA = 3

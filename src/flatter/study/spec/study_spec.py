@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, field_validator, model_validator
 from typing_extensions import Self
 
+from flatter.study.hints import did_you_mean
 from flatter.study.spec.space import Number, Range, Setting, Space, Times, grid_size
 
 VANILLA = "vanilla"
@@ -330,8 +330,7 @@ class StudySpec(_Table):
         known = [cell.name for cell in self.cells]
         for name in names:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}? " if close else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(f"study {self.name} has no cell {name!r}: {hint}Its cells are {', '.join(known)}")
         return self.model_copy(update={"cells": tuple(cell for cell in self.cells if cell.name in names)})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flatter.study.data import Classification, DataError, load_digits, load_mnist
+from flatter.study.hints import did_you_mean
 from flatter.study.tasks.graphs import GRAPH_TASKS
 from flatter.study.tasks.images import IMAGE_TASKS
 from flatter.study.tasks.mlp import MlpSettings, train_mlp
@@ -108,9 +108,7 @@ def get_task(name: str) -> Task:
         return TASKS[name]
     if ":" in name:
         return _import_task(name)
-    close = difflib.get_close_matches(name, TASKS, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    raise UnknownTaskError(f"there is no task '{name}': {hint}The tasks are {', '.join(TASKS)}.")
+    raise UnknownTaskError(f"there is no task '{name}': {did_you_mean(name, TASKS)}The tasks are {', '.join(TASKS)}.")
 
 
 def _import_task(name: str) -> Task:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from flatter.study.data import Classification
 from flatter.study.tasks.optimization import build_optimizer, find_device
 from flatter.study.tasks.regularization import disturb_labels
-from flatter.study.tasks.running import initialized, now
+from flatter.study.tasks.running import initialized, now, percent_wrong
 from flatter.study.tasks.schedules import attach
 from flatter.study.tasks.task import ClassificationSettings
 
@@ -108,14 +108,9 @@ def flatness_batches(data: Classification) -> list[tuple[torch.Tensor, torch.Ten
 def error_percent(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int | None = None) -> float:
     """Return the share of wrongly classified examples in percent; NaN if any output of the model is not finite.
 
-    The largest of NaNs has an index too: without that rule a broken model would get a number, about 90 % on digits.
-
     Args:
         model: gives one output per class, shape ``(n, classes)``.
         x, y: inputs and classes.
         batch_size: examples that are evaluated at once; default: all.
     """
-    outputs = torch.cat([model(batch) for batch in torch.split(x, batch_size or len(x))])
-    if not outputs.isfinite().all():
-        return math.nan
-    return 100.0 * float((outputs.argmax(dim=1) != y).double().mean())
+    return percent_wrong(torch.cat([model(batch) for batch in torch.split(x, batch_size or len(x))]), y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +15,7 @@ from flatter.flatness.batches import BatchLoss
 from flatter.study.data import NodeClassification, load_citeseer, load_cora, load_pubmed
 from flatter.study.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
 from flatter.study.tasks.optimization import build_optimizer, find_device
-from flatter.study.tasks.running import initialized, now
+from flatter.study.tasks.running import initialized, now, percent_wrong
 from flatter.study.tasks.schedules import attach
 from flatter.study.tasks.task import Settings, Task
 
@@ -110,22 +109,10 @@ def _errors(model: nn.Module, graph: tuple[Any, Any], data: NodeClassification) 
     """Error on the validation split, and on the test split where the data have one."""
     model.eval()
     outputs = model(*graph)
-    errors = {"val_error": error_percent(outputs[data.val], data.labels[data.val])}
+    errors = {"val_error": percent_wrong(outputs[data.val], data.labels[data.val])}
     if data.test is not None:
-        errors["test_error"] = error_percent(outputs[data.test], data.labels[data.test])
+        errors["test_error"] = percent_wrong(outputs[data.test], data.labels[data.test])
     return errors
-
-
-def error_percent(outputs: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the share of wrongly classified nodes in percent; NaN if any of their outputs is not finite.
-
-    Args:
-        outputs: scores, shape ``(n, classes)``.
-        labels: classes, shape ``(n,)``.
-    """
-    if not outputs.isfinite().all():
-        return math.nan
-    return 100.0 * float((outputs.argmax(dim=1) != labels).double().mean())
 
 
 NETWORKS: dict[Kind, str] = {"gcn": "GCN", "gat": "GAT", "gin": "GIN", "sage": "GraphSAGE"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -28,3 +29,17 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def percent_wrong(outputs: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the share of wrongly classified examples in percent; NaN if any of their outputs is not finite.
+
+    The largest of NaNs has an index too: without that rule a broken model would get a number, about 90 % on digits.
+
+    Args:
+        outputs: scores, shape ``(n, classes)``.
+        labels: classes, shape ``(n,)``.
+    """
+    if not outputs.isfinite().all():
+        return math.nan
+    return 100.0 * float((outputs.argmax(dim=1) != labels).double().mean())
