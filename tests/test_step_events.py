@@ -377,6 +377,27 @@ def test_steps_in_inference_mode_and_out_of_it_are_steps(scope, make):
     assert same_bits(*histories)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("make", [torch.optim.SGD, flatter.optim.SGD], ids=str)
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_parameters_without_memory_can_be_stepped(scope, make, kind):
+    """As tools do that plan the memory of a training; nothing may be read or written by address."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with torch.device("meta") if kind == "meta" else FakeTensorMode():
+        layer = nn.Linear(4, 3)
+        optimizer = make(layer.named_parameters(), lr=0.1, momentum=0.9)
+        # A seed for each case, so that no factor was drawn before.
+        seed = SCOPES.index(scope) + 10 * (kind == "fake") + 100 * (make is flatter.optim.SGD)
+        handle = flatter.perturb(optimizer, flatter.Perturbation(UNIFORM, scope), seed=seed)
+        for parameter in layer.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        for _ in range(2):
+            optimizer.step()
+    assert handle.step == 2
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 @pytest.mark.parametrize("scope", COARSE)
 def test_the_factor_of_a_coarse_scope_is_float32_whatever_the_default(scope):
     optimizer = torch.optim.SGD(make_parameters(), lr=0.1)
