@@ -14,7 +14,7 @@ import flatter
 pytest.importorskip("numba")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import step_gate  # noqa: E402
+import step_gate
 
 COARSE = step_gate.Case("mlp", "SGD", "perturb", "ralr")
 QUICK = {"tries": 2, "rounds": 3, "slice_ms": 1.0}

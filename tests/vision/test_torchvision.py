@@ -63,10 +63,12 @@ def test_the_fused_step_is_the_generic_one(optimizer):
     theirs = getattr(torch.optim, optimizer)(generic.named_parameters(), lr=1e-3)
     flatter.perturb(theirs, flatter.leap(0.3), seed=3)
     for _ in range(2):
-        for model, stepped in ((fused, ours), (generic, theirs)):
-            stepped.zero_grad()
-            gradients("resnet18", model)
-            stepped.step()
+        ours.zero_grad()
+        gradients("resnet18", fused)
+        for one, two in zip(fused.parameters(), generic.parameters(), strict=True):
+            two.grad = one.grad.clone()  # Adam would make much of the last bits of its own
+        ours.step()
+        theirs.step()
     assert ours.fallback is None
     for one, two in zip(fused.parameters(), generic.parameters(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
