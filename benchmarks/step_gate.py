@@ -1,8 +1,8 @@
 """Fail if an optimizer step with noise has become slower, as a ratio to torch's plain step.
 
-Run with `python benchmarks/step_gate.py` (`make step-cost`); it needs the `fast` extra (numba). The bounds are in
-`benchmarks/step_bounds.csv`: for each case the ratio that was measured (the median of several tries), and the bound, which
-leaves a margin for another machine. `--record` measures and writes them anew; do so on an idle machine.
+Run with `python benchmarks/step_gate.py` (`make step-cost`); it needs the `fast` extra (numba). For each case
+`benchmarks/step_bounds.csv` has the measured ratio (the median of several tries) and the bound, which leaves a margin
+for other machines. `--record` measures and writes them anew; do so on an idle machine.
 
 Method: torch's step and the noisy one take turns, a few steps each. A side's time is the lower quartile over its turns:
 what else runs on the machine makes a turn longer, never shorter, and so it falls out on both sides. A case above its
