@@ -17,7 +17,7 @@ VISION_TESTS ?= tests/vision tests/contract tests/test_attach.py tests/test_exac
 	tests/test_fused_fork.py tests/test_kernels.py tests/test_lr_scheduler.py tests/test_mixed_precision.py \
 	tests/test_noise.py tests/test_perturbation.py tests/test_supported.py
 
-.PHONY: demo test check bare fuzz test-frameworks test-vision site gpu step-cost clean
+.PHONY: demo test check bare fuzz test-frameworks test-vision site gpu gpu-dry-run step-cost clean
 
 demo: $(VENV)/.compare  ## compare all methods on scikit-learn's handwritten digits
 	$(BIN)/flatter compare digits-mlp --out runs/demo
@@ -49,6 +49,9 @@ site: $(SITE)/.installed  ## the documentation as a site, in site/
 gpu:  ## parity, contract, mixed precision, graph capture and step cost on a CUDA device, into docs/gpu_results.md
 	if test "$(GPU_PYTHON)" = "$(BIN)/python"; then $(MAKE) $(VENV)/.test; fi
 	PYTHONPATH=src $(GPU_PYTHON) benchmarks/gpu.py --out docs/gpu_results.md
+
+gpu-dry-run: $(VENV)/.test  ## the program behind `make gpu`, run through on the CPU
+	$(BIN)/python benchmarks/gpu.py --device cpu --rounds 1 --out $(VENV)/gpu_dry_run.md
 
 step-cost: $(VENV)/.test  ## the cost of a step as a ratio to torch's, against the bounds in benchmarks/step_bounds.csv
 	$(BIN)/python benchmarks/step_gate.py

@@ -114,7 +114,7 @@ def naive_step(optimizer, parameters, distribution) -> Variant:
 
 
 def time_once(step: Variant, device: torch.device) -> tuple[float, float]:
-    """Returns device and wall milliseconds of one step, each the mean of some in a row; on the CPU they are the same."""
+    """Returns device and wall milliseconds of one step, each the mean of some in a row; on the CPU the same."""
     if device.type == "cpu":
         wall = wall_once(step, lambda: None)
         return wall, wall
