@@ -17,7 +17,7 @@ from flatter.attach.factors import Factors
 from flatter.attach.install import HANDLE, Remover, install
 from flatter.attach.noisy_step import NoisyStep
 from flatter.attach.rate import shared_tensor_rates
-from flatter.attach.supported import check_supported
+from flatter.attach.supported import check_supported, unwrapped
 from flatter.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT
 from flatter.perturbation import Perturbation, fingerprint
 
@@ -62,6 +62,7 @@ def perturb(
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"perturb needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    optimizer = unwrapped(optimizer)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise TypeError(
             f"{type(optimizer).__name__} wraps another optimizer and has no hooks of its own: perturb the inner one"

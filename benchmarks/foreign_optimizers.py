@@ -1,0 +1,229 @@
+"""Whether flatter's verdict on foreign optimizers is right: every optimizer class of some packages against the oracle.
+
+The verdict is what ``flatter.perturb`` says about a tensor scope. The oracle is real training: a small network, 40 steps,
+with ``Constant(c)`` at tensor scope and, beside it, plain training at c · η; the parameters and everything in
+``state_dict`` must agree. Nothing of the measurement that makes the verdict is used.
+
+    python benchmarks/foreign_optimizers.py pytorch_optimizer torch_optimizer heavyball
+
+prints one line per class and the counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import io
+import random
+import time
+import warnings
+from collections import Counter
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+import flatter
+
+STEPS = 40
+FACTORS = (0.5, 2.0)
+CANNOT = "cannot be trained here"
+
+
+def network() -> nn.Module:
+    """Two layers in float64, filled without a generator."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    with torch.no_grad():
+        for position, p in enumerate(model.parameters()):
+            p.copy_(torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 1.3 + position).reshape(p.shape) * 0.5 + 0.1)
+    return model
+
+
+def loss(model: nn.Module, step: int) -> Tensor:
+    """A loss that changes from step to step."""
+    inputs = torch.sin(torch.arange(32, dtype=torch.float64) * 0.9 + 0.3 * step).reshape(8, 4)
+    return (model(inputs) - torch.cos(2 * inputs)).square().mean()
+
+
+def train(make, rate: float, way: str, *, factor: float = 1.0, perturbed: bool = False, shaken: bool = False):
+    """Parameters and state after training at factor · rate, or at rate under ``Constant(factor)``."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    model = network()
+    optimizer = make(model)
+    if shaken:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1 + 4e-16 * torch.sin(torch.arange(p.numel(), dtype=torch.float64)).sign().reshape(p.shape))
+    start = [p.detach().clone() for p in model.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = rate if perturbed else rate * factor
+    if perturbed:
+        with mock.patch("flatter.attach.handle.check_supported", return_value=0):
+            handle = flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(factor), "tensor"))
+    if callable(switch := getattr(optimizer, "train", None)):
+        switch()
+    for step in range(STEPS):
+
+        def closure():
+            model.zero_grad()
+            value = loss(model, step)  # noqa: B023
+            value.backward(create_graph="graph" in way)
+            return value
+
+        if "closure" in way:
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
+    if perturbed:
+        handle.remove()
+    saved = optimizer.state_dict()
+    groups = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in saved["param_groups"]]
+    return [p.detach() for p in model.parameters()], start, [saved["state"], groups]
+
+
+def numbers(thing) -> list[Tensor]:
+    """All numbers in a nested structure, as float64 tensors."""
+    if isinstance(thing, Tensor):
+        return [thing.detach().double().reshape(-1)]
+    if isinstance(thing, (bool, int, float)):
+        return [torch.tensor([float(thing)], dtype=torch.float64)]
+    if isinstance(thing, dict):
+        return [number for value in thing.values() for number in numbers(value)]
+    if isinstance(thing, (list, tuple)):
+        return [number for value in thing for number in numbers(value)]
+    return numbers(vars(thing)) if hasattr(thing, "__dict__") and not callable(thing) else []
+
+
+def agree(expected, found, control) -> bool:
+    """Whether two trainings agree, as far as rounding lets the control agree with the first."""
+    (p, start, memory), (q, _, other), (r, _, third) = expected, found, control
+    for one, old, two, c in zip(p, start, q, r, strict=True):
+        if not (one - two).abs().max() <= 1e-6 * (one - old).abs().max() + 10 * (one - c).abs().max() + 1e-14:
+            return False
+    one, two, three = numbers(memory), numbers(other), numbers(third)
+    if [t.shape for t in one] != [t.shape for t in two]:
+        return False
+    for a, b, c in zip(one, two, three, strict=True):
+        if a.numel() and not torch.equal(a, b):
+            rounding = (a - c).abs().max() if a.shape == c.shape else 0.0
+            if not (a - b).abs().max() <= 1e-5 * a.abs().max() + 10 * rounding:
+                return False
+    return True
+
+
+def makers(cls: type[Optimizer]):
+    """Ways of calling the constructor."""
+    for options in ({"lr": 0.01}, {}):
+        yield lambda model, options=options: cls(list(model.parameters()), **options)
+        yield lambda model, options=options: cls(list(model.named_parameters()), **options)
+        yield lambda model, options=options: cls(model, **options)
+    yield lambda model: cls([{"params": list(model.parameters()), "use_muon": False}])
+
+
+def wraps(optimizer: Optimizer) -> bool:
+    """Whether it holds another optimizer."""
+    return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
+
+
+def oracle(cls: type[Optimizer]) -> tuple[str, object]:
+    """What the oracle says, and how to make the optimizer."""
+    first = None
+    for make in makers(cls):
+        try:
+            optimizer = make(network())
+        except Exception as error:
+            first = first or error
+            continue
+        for way in ("plain", "closure", "graph", "graph closure"):
+            try:
+                expected = train(make, 0.01, way)
+            except Exception as error:
+                first = first or error
+                continue
+            if not all(torch.isfinite(p).all() for p in expected[0]):
+                continue
+            if all(map(torch.equal, expected[0], expected[1])):
+                continue
+            return judged(make, way, float(optimizer.param_groups[0].get("lr") or 0.01)), make
+    return f"{CANNOT} ({type(first).__name__}: {str(first)[:70]})", None
+
+
+def judged(make, way: str, default: float) -> str:
+    """Linear, or where it is not."""
+    compared = 0
+    for rate in dict.fromkeys((0.01, min(max(default, 1e-4), 1.0))):
+        for factor in FACTORS:
+            try:
+                expected = train(make, rate, way, factor=factor)
+                control = train(make, rate, way, factor=factor, shaken=True)
+                found = train(make, rate, way, factor=factor, perturbed=True)
+            except Exception as error:
+                return f"{CANNOT} ({type(error).__name__})"
+            if not all(torch.isfinite(p).all() for p in expected[0]):
+                continue
+            compared += 1
+            if not agree(expected, found, control):
+                return "not linear"
+    return "linear" if compared else CANNOT
+
+
+def verdict(make) -> str:
+    """What flatter says."""
+    optimizer = make(network())
+    try:
+        flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(0.5), "tensor"))
+    except Exception as error:
+        return "unmeasured: " + str(error) if "could not" in str(error) else "refused: " + str(error)
+    return "accepted"
+
+
+def classes(name: str) -> list[type[Optimizer]]:
+    """The optimizer classes of a module."""
+    module = importlib.import_module(name)
+    found = {value for value in vars(module).values() if inspect.isclass(value) and issubclass(value, Optimizer)}
+    mine = [c for c in found if c is not Optimizer and not c.__module__.startswith("torch.optim") and not inspect.isabstract(c)]
+    return sorted(mine, key=lambda c: c.__name__)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="+")
+    parser.add_argument("--only", nargs="*", default=None, help="names of classes")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for name in options.modules:
+        counts: Counter[str] = Counter()
+        for cls in classes(name):
+            if options.only and cls.__name__ not in options.only:
+                continue
+            with contextlib.redirect_stdout(io.StringIO()):
+                truth, make = oracle(cls)
+                started = time.perf_counter()
+                said = verdict(make) if make else ""
+                seconds = time.perf_counter() - started
+                wrapper = make is not None and wraps(make(network()))
+            right = {"accepted": "linear", "refused": "not linear"}.get(said.split(":")[0])
+            if not make or truth.startswith(CANNOT):
+                kind = CANNOT
+            elif wrapper:
+                kind = "wrapper"
+            elif right is None:
+                kind = "unmeasured"
+            else:
+                kind = said.split(":")[0] + (" rightly" if right == truth else " WRONGLY")
+            counts[kind] += 1
+            print(f"{name:20} {cls.__name__:24} {kind:24} {truth[:60]:60} {seconds:5.2f} s  {said[:230]}", flush=True)
+        print(f"{name}: {sum(counts.values())} classes: {dict(counts)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
