@@ -1,7 +1,7 @@
 """Measures on a toy copy whether a foreign optimizer can be perturbed.
 
-The oracle: training whose updates are scaled by f afterwards must be training at the rates η · f, in every parameter and
-in everything that the optimizer remembers, over 30 steps with a factor that changes from step to step.
+The oracle: training whose updates are scaled by f afterwards must be training at the rates η · f, in every parameter
+and in everything that the optimizer remembers, over 30 steps with a factor that changes from step to step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from torch.optim import Optimizer
 
 STEPS = 30  # look-ahead, warm-up and preconditioners that are refreshed now and then show within these
 RATES = (1e-3, 0.3)  # whatever the present rate is: a warm-up's 0 or 1e-8 would hide everything
-FACTORS = (1.0, 0.5, 2.0, 0.75, 1.5, 0.25)  # the first is 1: a rate that acts at the first step only does not act
+FACTORS = (0.5, 1.0, 2.0, 0.75, 1.5, 0.25)  # the first is not 1: some set up their memory with the first rate
+LATER_FACTORS = (1.0, *FACTORS[1:])  # and some never look at the rate again, which then does not act
 STEPS_OF_16_BITS = 60
 FACTOR_OF_16_BITS = 0.6
 LARGEST = 4096  # elements of a tensor that a toy may copy: real parameters and their state are larger
@@ -81,25 +82,23 @@ def _measure(optimizer: Optimizer) -> Measurement:
     if not plain.moves():
         return Measurement(inert="its step does not change the parameters")
     again = form.train(RATES[0])
-    if not again.is_finite() or again.differs_from(plain, tolerance=1e-9):
+    if not again.is_finite() or again.differs_from(plain):
         raise _Failure("two copies of it that do the same differ: it is not deterministic")
-    inert: str | None = "twice the learning rate in its param_groups is the same update"
+    if not _acts(form, plain):
+        return Measurement(inert="another learning rate in its param_groups makes the same update")
     nonlinear: str | None = None
     compared = 0
-    for position, rate in enumerate(_rates(optimizer)):
+    for rate in _rates(optimizer):
         try:
-            unscaled = plain if position == 0 else form.train(rate)
             at_rates = form.train(rate, FACTORS)
             afterwards = form.train(rate, FACTORS, afterwards=True)
             control = form.train(rate, FACTORS, shaken=True)
         except Exception:
-            if position == 0:
+            if rate == RATES[0]:
                 raise
             continue  # it does not bear this rate
-        if not (unscaled.is_finite() and at_rates.is_finite() and control.is_finite()):
+        if not (at_rates.is_finite() and control.is_finite()):
             continue
-        if unscaled.responds(at_rates, control):
-            inert = None
         steps = at_rates.steps_above_rounding(control)
         compared = max(compared, steps)
         if nonlinear is None and afterwards.parts_from(at_rates, control, steps):
@@ -110,7 +109,16 @@ def _measure(optimizer: Optimizer) -> Measurement:
         raise _Failure("rounding errors alone change its steps as much as the learning rate does")
     if nonlinear is None:
         nonlinear = _lost_in_rounding(optimizer, form, plain)
-    return Measurement(inert, nonlinear)
+    return Measurement(nonlinear=nonlinear)
+
+
+def _acts(form: _Form, plain: _Path) -> bool:
+    """Whether the rate in the groups makes a difference after the first step: a small rate, or else a large one."""
+    for rate in RATES:
+        unscaled = plain if rate == RATES[0] else form.train(rate)
+        if unscaled.responds(form.train(rate, LATER_FACTORS), form.train(rate, LATER_FACTORS, shaken=True)):
+            return True
+    return False
 
 
 def _rates(optimizer: Optimizer) -> list[float]:
@@ -135,12 +143,11 @@ def _lost_in_rounding(optimizer: Optimizer, form: _Form, plain: _Path) -> str | 
             afterwards = low.train(rate, (FACTOR_OF_16_BITS,), steps=STEPS_OF_16_BITS, afterwards=True)
         except Exception as error:
             raise _Failure(f"with parameters of {dtype}, {_in_words(error)}") from error
-        for one, two in zip(at_rate.positions[-1], afterwards.positions[-1], strict=True):
-            if (one.double() - two.double()).abs().max() > 1.5 * spacing:
-                return (
-                    f"it makes up for what rounding to {dtype} loses (compensated summation, stochastic rounding or a "
-                    "float32 copy of the parameters), and would undo the noise as it undoes rounding"
-                )
+        if not (at_rate.gap(afterwards)[-1] <= 1.5 * spacing).all():
+            return (
+                f"it makes up for what rounding to {dtype} loses (compensated summation, stochastic rounding or a "
+                "float32 copy of the parameters), and would undo the noise as it undoes rounding"
+            )
     return None
 
 
@@ -168,7 +175,9 @@ _FEEDS = (_Feed(), _Feed(closure=True), _Feed(graph=True), _Feed(closure=True, g
 
 def _working_form(optimizer: Optimizer) -> tuple[_Form, _Path]:
     """The first way of making and feeding a toy in which it can be trained, and its training."""
-    devices = dict.fromkeys([torch.device("cpu"), *(p.device for p in _parameters(optimizer) if p.device.type != "meta")])
+    devices = dict.fromkeys(
+        [torch.device("cpu"), *(p.device for p in _parameters(optimizer) if p.device.type != "meta")]
+    )
     first_error: Exception | None = None
     idle: tuple[_Form, _Path] | None = None
     for device, dtype, build in itertools.product(devices, (torch.float64, torch.float32), _BUILDS):
@@ -218,32 +227,33 @@ class _Form:
         _seed_generators()
         toy = self._toy(rate)
         parameters = _parameters(toy)
-        start = [p.detach().clone() for p in parameters]
-        positions = []
-        for step, factor in zip(range(steps), itertools.cycle(factors)):  # noqa: B905
-            old = [p.detach().clone() for p in parameters]
+        waves = [(_wave(p, 1), [_wave(p, phase) for phase in range(7)]) for p in parameters]
+        positions = [_flat(parameters)]
+        for step, factor in zip(range(steps), itertools.cycle(factors)):
             if afterwards:
-                self._step(toy, parameters, step)
+                old = [p.detach().clone() for p in parameters]
+                self._step(toy, parameters, waves, step)
                 with torch.no_grad():
                     for p, before in zip(parameters, old, strict=True):
                         p.copy_(torch.lerp(before, p, factor))
             else:
                 with _lent(toy, factor):
-                    self._step(toy, parameters, step)
+                    self._step(toy, parameters, waves, step)
             if shaken:
                 with torch.no_grad():
-                    for p in parameters:
-                        p.mul_(1 + 2 * torch.finfo(p.dtype).eps * _wave(p, step).sign())
-            positions.append([p.detach().clone() for p in parameters])
-        groups = [len(group["params"]) for group in toy.param_groups]
-        return _Path(start, positions, _memory(toy), groups)
+                    for p, (_, changing) in zip(parameters, waves, strict=True):
+                        p.mul_(1 + 2 * torch.finfo(p.dtype).eps * changing[step % 7].sign())
+            positions.append(_flat(parameters))
+        sizes = [[p.numel() * (2 if p.is_complex() else 1) for p in group["params"]] for group in toy.param_groups]
+        return _Path(torch.stack(positions), sizes, _memory(toy), self.dtype)
 
     def _toy(self, rate: float) -> Optimizer:
         groups: list[dict[str, Any]] = []
+        shapes = _toy_shapes(self.optimizer)
         for group in self.optimizer.param_groups:
-            shapes = {_toy_shape(p): p for p in reversed(group["params"])}
-            twins = [self._filled(shape, p) for shape, p in sorted(shapes.items(), key=lambda item: item[0])]
-            groups.append({"params": twins, "lr": rate})
+            firsts = {shapes[p]: p for p in reversed(group["params"])}
+            twins = {shape: self._filled(shape, p) for shape, p in reversed(firsts.items())}
+            groups.append({"params": list(twins.values()), "lr": rate})
         toy = self.build(self, groups)
         for group in toy.param_groups:
             group["lr"] = rate
@@ -257,14 +267,15 @@ class _Form:
         values = torch.zeros(shape, dtype=dtype, device=self.device)
         return nn.Parameter(1.5 + 0.4 * _wave(values, 0))
 
-    def _step(self, toy: Optimizer, parameters: list[Tensor], step: int) -> None:
+    def _step(
+        self, toy: Optimizer, parameters: list[Tensor], waves: list[tuple[Tensor, list[Tensor]]], step: int
+    ) -> None:
         def closure() -> Tensor:
-            for p in parameters:
+            for p, (lasting, changing) in zip(parameters, waves, strict=True):
                 point = p if self.feed.graph else p.detach()
                 # Mostly a slope that stays, so that steps add up, and a little curvature, so that it matters where
                 # the gradient is taken; too little for small differences to grow.
-                with torch.enable_grad():
-                    gradient = _wave(p, 1) + 0.1 * _wave(p, step) + 0.1 * torch.sin(point + step)
+                gradient = lasting + 0.1 * changing[step % 7] + 0.1 * torch.sin(point + step)
                 p.grad = gradient.to_sparse(1) if self.feed.sparse else gradient
             return torch.tensor(1.0 / (1 + step), dtype=torch.float64, device=self.device)
 
@@ -278,10 +289,11 @@ class _Form:
             function(toy)  # type: ignore[call-arg]
 
 
-def _toy_shape(parameter: Tensor) -> tuple[int, ...]:
-    """A small shape with as many dimensions, that keeps which of them is the longer."""
-    order = sorted(set(parameter.shape))
-    return tuple(min(size, 3 + order.index(size)) for size in parameter.shape)
+def _toy_shapes(optimizer: Optimizer) -> dict[Tensor, tuple[int, ...]]:
+    """For each parameter a small shape with as many dimensions; equal sizes stay equal, and the order of sizes stays."""
+    sizes = sorted({size for p in _parameters(optimizer) for size in p.shape if size > 3})
+    small = {size: min(4 + rank, 8) for rank, size in enumerate(sizes)}
+    return {p: tuple(small.get(size, size) for size in p.shape) for p in _parameters(optimizer)}
 
 
 def _wave(like: Tensor, phase: float) -> Tensor:
@@ -362,9 +374,10 @@ class _Copier:
     def __init__(self, form: _Form, toy: Optimizer | None, groups: list[dict[str, Any]]) -> None:
         self._form = form
         self._memo: dict[int, Any] = {} if toy is None else {id(form.optimizer): toy}
+        shapes = _toy_shapes(form.optimizer)
         for own, group in zip(form.optimizer.param_groups, groups, strict=True):
-            twins = dict(zip(sorted({_toy_shape(p) for p in own["params"]}), group["params"], strict=True))
-            self._memo.update({id(p): twins[_toy_shape(p)] for p in own["params"]})
+            twins = {tuple(twin.shape): twin for twin in group["params"]}
+            self._memo.update({id(p): twins[shapes[p]] for p in own["params"]})
 
     def copy_into(self, place: dict[str, Any], key: str, value: object) -> None:
         """Copies a value; one that cannot be copied safely is left out, and missed by a toy that needs it."""
@@ -416,7 +429,9 @@ def _reachable(value: object) -> list[Tensor | torch.Generator | Optimizer]:
 def _without_repeats(value: Any) -> Any:
     """Lists in which several parameters became one toy parameter have it once: it must not be updated twice."""
     if type(value) in (list, tuple):
-        kept = {id(item) if isinstance(item, nn.Parameter) else (position,): item for position, item in enumerate(value)}
+        kept = {
+            id(item) if isinstance(item, nn.Parameter) else (position,): item for position, item in enumerate(value)
+        }
         return type(value)(_without_repeats(item) for item in kept.values())
     if type(value) is dict:
         return {key: _without_repeats(item) for key, item in value.items()}
@@ -431,69 +446,65 @@ class _Path:
     """A toy's training.
 
     Attributes:
-        start: its parameters at first.
-        positions: its parameters after every step.
+        positions: all its parameters, end to end, at the start and after every step; float64.
+        sizes: elements of each parameter, by group.
         memory: what it remembers at the end.
-        groups: how many parameters each group has.
+        dtype: of the parameters.
     """
 
-    start: list[Tensor]
-    positions: list[list[Tensor]]
+    positions: Tensor
+    sizes: list[list[int]]
     memory: list[Any]
-    groups: list[int]
+    dtype: torch.dtype
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.positions[-1])
+        return bool(torch.isfinite(self.positions).all())
 
     def moves(self) -> bool:
-        return any(not torch.equal(old, new) for old, new in zip(self.start, self.positions[-1], strict=True))
+        return not torch.equal(self.positions[0], self.positions[-1])
 
     def longest_step(self) -> float:
         """The largest change of an element in one step."""
-        paths = [self.start, *self.positions]
-        return max(float(_gap(one, two).max()) for one, two in itertools.pairwise(paths))
+        return float(self.positions.diff(dim=0).abs().max())
 
-    def travel(self, step: int) -> Tensor:
-        """The farthest that an element of each parameter has been from its start."""
-        return torch.stack([_gap(self.start, position) for position in self.positions[: step + 1]]).amax(0)
+    def travel(self) -> Tensor:
+        """The farthest that an element of each parameter has been from its start; (steps + 1, parameters)."""
+        return self._by_parameter(self.positions - self.positions[0]).cummax(0).values
 
-    def differs_from(self, other: _Path, tolerance: float) -> bool:
-        gap = _gap(self.positions[-1], other.positions[-1])
-        return bool((gap > tolerance * self.travel(len(self.positions) - 1)).any())
+    def gap(self, other: _Path) -> Tensor:
+        """The largest difference of an element of each parameter; (steps + 1, parameters)."""
+        return self._by_parameter(self.positions - other.positions)
+
+    def differs_from(self, other: _Path) -> bool:
+        return bool((self.gap(other) > 1e-9 * self.travel()).any())
 
     def responds(self, other: _Path, control: _Path) -> bool:
         """Whether another rate leads elsewhere, in every group that moves at all."""
-        gaps = torch.stack([_gap(*pair) for pair in zip(self.positions, other.positions, strict=True)]).amax(0)
-        rounding = torch.stack([_gap(*pair) for pair in zip(other.positions, control.positions, strict=True)]).amax(0)
-        travel = self.travel(len(self.positions) - 1)
+        gaps, rounding, travel = self.gap(other).amax(0), other.gap(control).amax(0), self.travel()[-1]
         acts = (gaps > 1e-3 * travel) & (gaps > 10 * rounding)
-        is_moving = [(part > 0).any() for part in travel.split(self.groups)]
-        return all(bool(a.any()) for a, moves in zip(acts.split(self.groups), is_moving, strict=True) if moves)
+        by_group = [len(sizes) for sizes in self.sizes]
+        groups = zip(acts.split(by_group), travel.split(by_group), strict=True)
+        return all(bool(a.any()) for a, moved in groups if (moved > 0).any())
 
     def steps_above_rounding(self, control: _Path) -> int:
         """For how many steps a small disturbance stays small."""
-        for step, (mine, theirs) in enumerate(zip(self.positions, control.positions, strict=True)):
-            if (_gap(mine, theirs) > 0.01 * self.travel(step) + 1e-9).any():
-                return step
-        return len(self.positions)
+        lost = (self.gap(control) > 0.01 * self.travel() + 1e-9).any(1).tolist()
+        return lost.index(True) - 1 if True in lost else len(lost) - 1
 
     def parts_from(self, other: _Path, control: _Path, steps: int) -> bool:
-        """Whether it leaves another path by more than rounding lets its disturbed copy leave it."""
-        precision = 1e-6 if self.start[0].dtype in (torch.float64, torch.complex128) else 1e-3
-        for step in range(steps):
-            rounding = _gap(other.positions[step], control.positions[step])
-            allowed = precision * other.travel(step) + 10 * rounding + 1e-15
-            if not (_gap(self.positions[step], other.positions[step]) <= allowed).all():  # NaN is no agreement
-                return True
-        return False
+        """Whether it leaves another path by more than rounding lets the disturbed copy of that leave it."""
+        precision = 1e-6 if self.dtype == torch.float64 else 1e-3
+        allowed = precision * other.travel() + 10 * other.gap(control) + 1e-15
+        return not bool((self.gap(other) <= allowed)[: steps + 1].all())  # NaN is no agreement
+
+    def _by_parameter(self, differences: Tensor) -> Tensor:
+        parts = differences.abs().split([size for sizes in self.sizes for size in sizes], dim=1)
+        return torch.stack([part.amax(1) if part.numel() else part.sum(1) for part in parts], dim=1)
 
 
-def _gap(one: list[Tensor], two: list[Tensor]) -> Tensor:
-    """For each parameter the largest difference of an element, in float64."""
-    empty = torch.zeros((), dtype=torch.float64)
-    return torch.stack(
-        [(a - b).abs().max().double().cpu() if a.numel() else empty for a, b in zip(one, two, strict=True)]
-    )
+def _flat(parameters: list[Tensor]) -> Tensor:
+    real = [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in parameters]
+    return torch.cat([p.reshape(-1).double().cpu() for p in real])
 
 
 def _memory(optimizer: Optimizer) -> list[Any]:
@@ -510,7 +521,7 @@ def _memory(optimizer: Optimizer) -> list[Any]:
 
 
 def _same_memory(one: _Path, two: _Path, control: _Path) -> bool:
-    return _same(one.memory, two.memory, control.memory, {id(p) for p in ()})
+    return _same(one.memory, two.memory, control.memory, set())
 
 
 def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:
@@ -537,14 +548,18 @@ def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:
     seen.add(id(one))
     if isinstance(one, dict):
         # Keys may be parameters: a toy's are its own, and the order is the same.
-        controls = list(control.values()) if isinstance(control, dict) and len(control) == len(one) else [None] * len(one)
+        controls = (
+            list(control.values()) if isinstance(control, dict) and len(control) == len(one) else [None] * len(one)
+        )
         return (
             isinstance(two, dict)
             and len(one) == len(two)
             and all(_same(a, b, c, seen) for a, b, c in zip(one.values(), two.values(), controls, strict=True))
         )
     if isinstance(one, (list, tuple)):
-        controls = list(control) if isinstance(control, (list, tuple)) and len(control) == len(one) else [None] * len(one)
+        controls = (
+            list(control) if isinstance(control, (list, tuple)) and len(control) == len(one) else [None] * len(one)
+        )
         return len(one) == len(two) and all(map(_same, one, two, controls, itertools.repeat(seen)))
     if isinstance(one, np.ndarray):
         return _same(torch.from_numpy(one), torch.from_numpy(two), None, seen)
@@ -565,13 +580,15 @@ def _undisturbed() -> Iterator[None]:
     """Foreign code runs under torch's usual settings; it moves no generator, warns of nothing and prints nothing."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    # Only where it is needed: it slows every operation down.
+    on_cpu = torch.device("cpu") if torch.get_default_device().type != "cpu" else contextlib.nullcontext()
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
             torch.autocast("cpu", enabled=False),
-            torch.device("cpu"),
+            on_cpu,
             eager,
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),

@@ -200,5 +200,3 @@ def _is_torchs(cls: type) -> bool:
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
