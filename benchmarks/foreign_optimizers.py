@@ -18,6 +18,7 @@ import importlib
 import inspect
 import io
 import itertools
+import math
 import random
 import time
 import warnings
@@ -104,8 +105,18 @@ def train(
     if perturbed:
         handle.remove()
     saved = optimizer.state_dict()
-    groups = [{k: v for k, v in group.items() if k not in ("lr", "params")} for group in saved["param_groups"]]
+    used = (rate, rate * factor)  # a group may keep the rate under other names too
+    groups = [
+        {k: v for k, v in group.items() if k != "params" and not any(is_number(v, r) for r in used)}
+        for group in saved["param_groups"]
+    ]
     return [p.detach() for p in model.parameters()], start, [saved["state"], groups]
+
+
+def is_number(value, number: float) -> bool:
+    """Whether a value is this number."""
+    one = isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+    return one and math.isclose(value, number, rel_tol=1e-6)
 
 
 def numbers(thing) -> list[Tensor]:
@@ -231,6 +242,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    torch.compiler.set_stance("force_eager")  # some compile their steps, which takes minutes
     for name in options.modules:
         counts: Counter[str] = Counter()
         for cls in classes(name):

@@ -181,21 +181,29 @@ def _in_words(error: Exception) -> str:
 # What is compared
 
 
-def _memory(optimizer: Optimizer) -> list[Any]:
-    """All that an optimizer remembers but the parameters themselves."""
-    parameters = parameters_of(optimizer)
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+def _memory(path: Path) -> list[Any]:
+    """All that an optimizer remembers but the parameters themselves, and the rate wherever the groups have it."""
+    optimizer = path.toy
+    groups = [
+        {key: _unless_rate(value, path) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
     rest = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
     attributes = {
         key: value
         for key, value in vars(optimizer).items()
         if key not in NOT_COPIED and not key.startswith("_optimizer_")
     }
-    return [*(optimizer.state.get(p) for p in parameters), groups, rest, attributes]
+    return [*(optimizer.state.get(p) for p in parameters_of(optimizer)), groups, rest, attributes]
+
+
+def _unless_rate(value: Any, path: Path) -> Any:
+    is_number = isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1)
+    return "the rate" if is_number and any(math.isclose(value, rate, rel_tol=1e-6) for rate in path.rates) else value
 
 
 def _same_memory(one: Path, two: Path, control: Path) -> bool:
-    return _same(_memory(one.toy), _memory(two.toy), _memory(control.toy), set())
+    return _same(_memory(one), _memory(two), _memory(control), set())
 
 
 def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:

@@ -39,12 +39,14 @@ class Path:
         sizes: elements of each parameter, by group.
         toy: the toy at the end.
         dtype: of the parameters.
+        rates: η, and the rate of the last step.
     """
 
     positions: Tensor
     sizes: list[list[int]]
     toy: Optimizer
     dtype: torch.dtype
+    rates: tuple[float, float]
 
     def is_finite(self) -> bool:
         """Whether no parameter overflowed."""
@@ -172,7 +174,8 @@ class Form:
                         p.mul_(1 + 2 * torch.finfo(p.dtype).eps * changing[step % 7].sign())
             positions.append(_flat(parameters))
         sizes = [[p.numel() * (2 if p.is_complex() else 1) for p in group["params"]] for group in toy.param_groups]
-        return Path(torch.stack(positions), sizes, toy, self.dtype)
+        last = rate if afterwards else rate * factor
+        return Path(torch.stack(positions), sizes, toy, self.dtype, (rate, last))
 
     def _toy(self, rate: float) -> Optimizer:
         groups: list[dict[str, Any]] = []
