@@ -171,7 +171,7 @@ class Form:
             if shaken:
                 with torch.no_grad():
                     for p, (_, changing) in zip(parameters, waves, strict=True):
-                        p.mul_(1 + 2 * torch.finfo(p.dtype).eps * changing[step % 7].sign())
+                        p.mul_(1 + 2 * torch.finfo(p.dtype).eps * changing[step % 7].sgn())
             positions.append(_flat(parameters))
         sizes = [[p.numel() * (2 if p.is_complex() else 1) for p in group["params"]] for group in toy.param_groups]
         last = rate if afterwards else rate * factor
