@@ -23,6 +23,8 @@ import random
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from unittest import mock
 
 import numpy as np
@@ -35,6 +37,7 @@ import flatter
 STEPS = 40
 FACTORS = (0.5, 2.0)
 CANNOT = "cannot be trained here"
+WAYS = ("plain", "closure", "graph", "graph closure")
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -64,8 +67,9 @@ def train(
     factor: float = 1.0,
     perturbed: bool = False,
     shaken: bool = False,
+    late: bool = False,
 ):
-    """Parameters and state after training at factor · rate, or at rate under ``Constant(factor)``."""
+    """Parameters and state after training at factor · rate (``late``: from the second step), or under ``Constant``."""
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -81,15 +85,15 @@ def train(
                     * torch.sin(torch.arange(p.numel(), dtype=dtype)).sign().reshape(p.shape)
                 )
     start = [p.detach().clone() for p in model.parameters()]
-    for group in optimizer.param_groups:
-        value = rate if perturbed else rate * factor
-        group["lr"] = group["lr"].fill_(value) if isinstance(group.get("lr"), Tensor) else value
+    set_rate(optimizer, rate if perturbed or late else rate * factor)
     if perturbed:
         with mock.patch("flatter.attach.handle.check_supported", return_value=0):
             handle = flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(factor), "tensor"))
     if callable(switch := getattr(optimizer, "train", None)):
         switch()
     for step in range(STEPS):
+        if late and step == 1:
+            set_rate(optimizer, rate * factor)
 
         def closure():
             model.zero_grad()
@@ -111,6 +115,12 @@ def train(
         for group in saved["param_groups"]
     ]
     return [p.detach() for p in model.parameters()], start, [saved["state"], groups]
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Sets the rate of all groups, as a scheduler does."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"].fill_(rate) if isinstance(group.get("lr"), Tensor) else rate
 
 
 def is_number(value, number: float) -> bool:
@@ -157,6 +167,8 @@ def makers(cls: type[Optimizer]):
         yield lambda model, options=options: cls(list(model.named_parameters()), **options)
         yield lambda model, options=options: cls(model, **options)
     yield lambda model: cls([{"params": list(model.parameters()), "use_muon": False}])
+    yield lambda model: cls(torch.optim.SGD(model.parameters(), lr=0.01))
+    yield lambda model: cls(list(model.parameters()), torch.optim.SGD, lr=0.01)
 
 
 def wraps(optimizer: Optimizer) -> bool:
@@ -164,62 +176,108 @@ def wraps(optimizer: Optimizer) -> bool:
     return any(isinstance(value, Optimizer) for value in vars(optimizer).values())
 
 
-def oracle(cls: type[Optimizer]) -> tuple[str, object]:
-    """What the oracle says, and how to make the optimizer."""
-    first = None
+@dataclass(frozen=True)
+class Truth:
+    """What the oracle says about a class.
+
+    Attributes:
+        make: makes such an optimizer of a model; ``None`` if it cannot be trained here.
+        reason: why it cannot.
+        is_wrapper: whether it holds other optimizers.
+        is_linear: whether a factor after the step is a factor of the rate.
+        acts: whether its rate makes a difference after the first step.
+    """
+
+    make: Callable[[nn.Module], Optimizer] | None
+    reason: str = ""
+    is_wrapper: bool = False
+    is_linear: bool = False
+    acts: bool = False
+
+
+def oracle(cls: type[Optimizer]) -> Truth:
+    """Trains a class in the way that it can be trained."""
+    errors = []
     for make in makers(cls):
         try:
             optimizer = make(network())
+            if wraps(optimizer):
+                return Truth(make, is_wrapper=True)
+            default = float(optimizer.param_groups[0].get("lr") or 0.01)
         except Exception as error:
-            first = first or error
+            errors.append(error)
             continue
-        for dtype, way in itertools.product(
-            (torch.float64, torch.float32), ("plain", "closure", "graph", "graph closure")
-        ):
+        for dtype, way in itertools.product((torch.float64, torch.float32), WAYS):
             try:
-                expected = train(make, 0.01, way, dtype)
+                plain, start, _ = train(make, 0.01, way, dtype)
             except Exception as error:
-                first = first or error
+                errors.append(error)
                 continue
-            if not all(torch.isfinite(p).all() for p in expected[0]):
+            if not all(torch.isfinite(p).all() for p in plain) or all(map(torch.equal, plain, start)):
                 continue
-            if dtype == torch.float64 and all(torch.equal(p, p.float().double()) for p in expected[0]):
+            if dtype == torch.float64 and all(torch.equal(p, p.float().double()) for p in plain):
                 continue  # it computes in float32, and is to be judged by float32's rounding
-            if all(map(torch.equal, expected[0], expected[1])):
-                continue
-            return judged(make, way, dtype, float(optimizer.param_groups[0].get("lr") or 0.01)), make
-    return f"{CANNOT} ({type(first).__name__}: {str(first)[:70]})", None
+            rates = dict.fromkeys((0.01, min(max(default, 1e-4), 1.0), 0.3))
+            return Truth(make, is_linear=is_linear(make, way, dtype, list(rates)), acts=acts(make, way, dtype))
+    return Truth(None, f"{type(errors[0]).__name__}: {errors[0]}" if errors else "it does not move")
 
 
-def judged(make, way: str, dtype: torch.dtype, default: float) -> str:
-    """Linear, or where it is not."""
-    compared = 0
-    for rate in dict.fromkeys((0.01, min(max(default, 1e-4), 1.0), 0.3)):
-        for factor in FACTORS:
+def is_linear(make, way: str, dtype: torch.dtype, rates: list[float]) -> bool:
+    """Whether ``Constant(c)`` is training at c · η, at every rate that training survives."""
+    for rate, factor in itertools.product(rates, FACTORS):
+        try:
+            expected = train(make, rate, way, dtype, factor=factor)
+            control = train(make, rate, way, dtype, factor=factor, shaken=True)
+        except Exception:
+            continue
+        if all(torch.isfinite(p).all() for p in expected[0]):
             try:
-                expected = train(make, rate, way, dtype, factor=factor)
-                control = train(make, rate, way, dtype, factor=factor, shaken=True)
                 found = train(make, rate, way, dtype, factor=factor, perturbed=True)
-            except Exception as error:
-                if rate == 0.01:
-                    return f"{CANNOT} ({type(error).__name__})"
-                continue
-            if not all(torch.isfinite(p).all() for p in expected[0]):
-                continue
-            compared += 1
+            except Exception:
+                return False
             if not agree(expected, found, control):
-                return "not linear"
-    return "linear" if compared else CANNOT
+                return False
+    return True
 
 
-def verdict(make) -> str:
+def acts(make, way: str, dtype: torch.dtype) -> bool:
+    """Whether twice the rate from the second step on leads elsewhere."""
+    plain, start, _ = train(make, 0.01, way, dtype)
+    other, _, _ = train(make, 0.01, way, dtype, factor=2.0, late=True)
+    return any(
+        bool((a - b).abs().max() > 1e-3 * (a - old).abs().max()) for a, b, old in zip(plain, other, start, strict=True)
+    )
+
+
+def verdict(make, scope: str) -> str:
     """What flatter says."""
     optimizer = make(network())
-    try:
-        flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(0.5), "tensor"))
-    except Exception as error:
-        return "unmeasured: " + str(error) if "could not" in str(error) else "refused: " + str(error)
-    return "accepted"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(0.5), scope))
+        except Exception as error:
+            return "unmeasured: " + str(error) if "could not" in str(error) else "refused: " + str(error)
+    return "unmeasured: warned" if any("flatter could not" in str(w.message) for w in caught) else "accepted"
+
+
+def judged(said: str, truth: bool) -> str:
+    """Whether a verdict is right."""
+    word = said.split(":")[0]
+    return word if word == "unmeasured" else word + (" rightly" if (word == "accepted") == truth else " WRONGLY")
+
+
+def judge(cls: type[Optimizer]) -> tuple[str, str, str]:
+    """A class's verdicts at scope tensor and at scope all, each against the oracle; and what flatter said."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = oracle(cls)
+        if truth.make is None:
+            return CANNOT, CANNOT, truth.reason
+        fine, coarse = verdict(truth.make, "tensor"), verdict(truth.make, "all")
+    if truth.is_wrapper:
+        kind = "wrapper, refused" if fine.startswith("refused") and coarse.startswith("refused") else "wrapper LET IN"
+        return kind, kind, fine
+    return judged(fine, truth.is_linear), judged(coarse, truth.acts), fine
 
 
 def classes(name: str) -> list[type[Optimizer]]:
@@ -244,28 +302,18 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.compiler.set_stance("force_eager")  # some compile their steps, which takes minutes
     for name in options.modules:
-        counts: Counter[str] = Counter()
+        counts = Counter(), Counter()
         for cls in classes(name):
             if options.only and cls.__name__ not in options.only:
                 continue
-            with contextlib.redirect_stdout(io.StringIO()):
-                truth, make = oracle(cls)
-                started = time.perf_counter()
-                said = verdict(make) if make else ""
-                seconds = time.perf_counter() - started
-                wrapper = make is not None and wraps(make(network()))
-            right = {"accepted": "linear", "refused": "not linear"}.get(said.split(":")[0])
-            if not make or truth.startswith(CANNOT):
-                kind = CANNOT
-            elif wrapper:
-                kind = "wrapper"
-            elif right is None:
-                kind = "unmeasured"
-            else:
-                kind = said.split(":")[0] + (" rightly" if right == truth else " WRONGLY")
-            counts[kind] += 1
-            print(f"{name:20} {cls.__name__:24} {kind:24} {truth[:60]:60} {seconds:5.2f} s  {said[:230]}", flush=True)
-        print(f"{name}: {sum(counts.values())} classes: {dict(counts)}", flush=True)
+            started = time.perf_counter()
+            fine, coarse, said = judge(cls)
+            seconds = time.perf_counter() - started
+            for count, kind in zip(counts, (fine, coarse), strict=True):
+                count[kind] += 1
+            print(f"{name:18} {cls.__name__:24} {fine:22} {coarse:22} {seconds:6.1f} s  {said[:200]}", flush=True)
+        for scope, count in zip(("tensor", "all"), counts, strict=True):
+            print(f"{name}, scope {scope}: {sum(count.values())} classes: {dict(sorted(count.items()))}", flush=True)
 
 
 if __name__ == "__main__":
