@@ -87,7 +87,7 @@ def train(
     start = [p.detach().clone() for p in model.parameters()]
     set_rate(optimizer, rate if perturbed or late else rate * factor)
     if perturbed:
-        with mock.patch("flatter.attach.handle.check_supported", return_value=0):
+        with mock.patch("flatter.attach.handle.check_supported", return_value=1):
             handle = flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(factor), "tensor"))
     if callable(switch := getattr(optimizer, "train", None)):
         switch()

@@ -25,7 +25,7 @@ from contract.training import (
     values,
 )
 from flatter.attach.probe import Measurement, measure
-from flatter.attach.supported import KNOWN, MEASURED_LINEAR, UNMEASURED, check_supported
+from flatter.attach.supported import KNOWN, MEASURED, UNMEASURED, check_supported
 
 FINE = ("element", "channel", "tensor")
 COARSE = ("all", "group")
@@ -473,13 +473,13 @@ def test_what_cannot_be_measured_is_refused_per_element_and_warned_of_as_a_whole
 
 def test_a_verdict_is_not_asked_for_again(monkeypatch):
     linear, nonlinear = Simple(make_parameters()), Capped(make_parameters())
-    assert check_supported(linear, per_element=True) == check_supported(linear, per_element=False) == MEASURED_LINEAR
+    assert check_supported(linear, per_element=True) == check_supported(linear, per_element=False) == MEASURED
     assert check_supported(nonlinear, per_element=False) == UNMEASURED
     with monkeypatch.context() as patch:
         patch.delattr("flatter.attach.supported.measure")
-        assert check_supported(linear, per_element=True, known=MEASURED_LINEAR) == MEASURED_LINEAR
+        assert check_supported(linear, per_element=True, known=MEASURED) == MEASURED
         assert check_supported(nonlinear, per_element=False, known=UNMEASURED) == UNMEASURED
-        assert check_supported(make_optimizer("Adam"), per_element=True, known=MEASURED_LINEAR) == KNOWN
+        assert check_supported(make_optimizer("Adam"), per_element=True, known=MEASURED) == KNOWN
         for unmeasured in (None, KNOWN):  # another optimizer's verdict: this one is a stranger
             with pytest.raises(NameError):
                 check_supported(linear, per_element=True, known=unmeasured)

@@ -17,9 +17,7 @@ from torch.optim import Optimizer
 from flatter.attach.probe import measure
 from flatter.attach.shards import flattened, is_deepspeeds
 
-KNOWN = 0
-MEASURED_LINEAR = 1
-UNMEASURED = 2
+KNOWN, MEASURED, UNMEASURED = range(3)
 
 _REFUSED = {
     "ASGD": "it keeps a rate of its own that the next steps use, so a factor would act late and again",
@@ -37,9 +35,23 @@ _ANOTHER = "Use a perturbation with scope 'all' or 'group', or another optimizer
 
 def unwrapped(optimizer: Optimizer) -> Optimizer:
     """The optimizer that Accelerate's ``prepare`` wrapped, or the optimizer itself."""
-    while type(optimizer).__name__ == "AcceleratedOptimizer" and type(optimizer).__module__ == "accelerate.optimizer":
+    while _is_accelerates(optimizer):
         optimizer = optimizer.optimizer  # type: ignore[attr-defined]
     return optimizer
+
+
+def keep_step(optimizer: Optimizer) -> None:
+    """Lets Accelerate's wrapper use the step that is there now; with a GradScaler it goes back to the one it found."""
+    while _is_accelerates(optimizer):
+        optimizer.__setstate__({})  # only this
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+
+
+def _is_accelerates(optimizer: Optimizer) -> bool:
+    return any(
+        (base.__module__, base.__name__) == ("accelerate.optimizer", "AcceleratedOptimizer")
+        for base in type(optimizer).__mro__
+    )
 
 
 def check_supported(optimizer: Optimizer, *, per_element: bool, known: int | None = None) -> int:
@@ -72,7 +84,7 @@ def check_supported(optimizer: Optimizer, *, per_element: bool, known: int | Non
             )
     if _is_known(optimizer, name):
         return KNOWN
-    if known == MEASURED_LINEAR or (known == UNMEASURED and not per_element):
+    if known == MEASURED or (known == UNMEASURED and not per_element):
         return known
     return _measured(optimizer, name, per_element)
 
@@ -92,7 +104,7 @@ def _measured(optimizer: Optimizer, name: str, per_element: bool) -> int:
                 "as SGD or AdamW"
             )
         if found.nonlinear is None:
-            return MEASURED_LINEAR
+            return MEASURED
         if per_element:
             raise ValueError(
                 f"{name} cannot be perturbed per element, channel or tensor: {found.nonlinear} (measured on a toy "
@@ -184,14 +196,6 @@ def _refuse_lost_elements(optimizer: Optimizer, name: str) -> None:
             f"{name} cannot be perturbed per element, channel or tensor: {reason}. "
             "Use torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
         )
-    for index, group in enumerate(optimizer.param_groups):
-        named, held = len(group.get("param_names", group["params"])), len(group["params"])
-        if named != held:
-            raise ValueError(
-                f"parameter group {index} of {name} has {named} names in 'param_names' for {held} parameters, so whose "
-                "noise is whose cannot be known. Make the optimizer from named_parameters() of the parameters that it "
-                "steps, or use a perturbation with scope 'all' or 'group'"
-            )
 
 
 def _is_torchs(cls: type) -> bool:
