@@ -487,6 +487,17 @@ def test_a_verdict_is_not_asked_for_again(monkeypatch):
         check_supported(nonlinear, per_element=True, known=UNMEASURED)
 
 
+def test_a_checkpoint_carries_the_verdict(monkeypatch):
+    first, second = (Simple(make_parameters()) for _ in range(2))
+    flatter.perturb(first, noise("element"))
+    monkeypatch.setattr("flatter.attach.supported.measure", lambda optimizer: Measurement(failed="not again"))
+    flatter.handle_of(copy.deepcopy(first)).remove()
+    second.load_state_dict(first.state_dict())
+    flatter.perturb(second, noise("element"))
+    with pytest.raises(ValueError, match="not again"):
+        flatter.perturb(Simple(make_parameters()), noise("element"))
+
+
 # A rate that does not act
 
 
@@ -660,6 +671,6 @@ def test_plain_rounding_is_no_reason(name, dtype):
 def test_names_that_do_not_fit_the_parameters_are_refused_per_element(names):
     optimizer = torch.optim.SGD(zip("abc", make_parameters(), strict=True), lr=0.1)
     optimizer.param_groups[0]["param_names"] = names
-    with pytest.raises(ValueError, match=f"group 0 of SGD has {len(names)} names in 'param_names' for 3 parameters"):
+    with pytest.raises(ValueError, match=f"group 0 has {len(names)} names for 3 parameters.*scope 'all'"):
         flatter.perturb(optimizer, noise("element"))
     flatter.perturb(optimizer, noise("all"))
