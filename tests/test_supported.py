@@ -553,6 +553,16 @@ def test_a_rate_that_does_not_act_is_refused(make, scope):
         flatter.perturb(make(groups), noise(scope))
 
 
+@pytest.mark.parametrize("scope", ["all", "element"])
+def test_steps_of_single_parameters_are_refused(scope):
+    """As optimi's: ``backward`` calls ``step(param=p)`` for each of them."""
+    with pytest.raises(
+        ValueError, match="gradient_release=True cannot be perturbed: it steps every parameter by itsel"
+    ):
+        flatter.perturb(Simple(make_parameters(), gradient_release=True), noise(scope))
+    flatter.perturb(Simple(make_parameters(), gradient_release=False), noise(scope))
+
+
 def test_frozen_groups_are_no_matter():
     for scope in ("all", "tensor"):
         flatter.perturb(Freezing([{"params": [parameter]} for parameter in make_parameters()]), noise(scope))

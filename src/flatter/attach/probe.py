@@ -101,12 +101,16 @@ def _measure(optimizer: Optimizer) -> Measurement:
             continue
         steps = at_rates.steps_above_rounding(control)
         compared = max(compared, steps)
-        if nonlinear is None and afterwards.parts_from(at_rates, control, steps):
-            nonlinear = "scaling its update is not training at another learning rate"
+        share = afterwards.parts_from(at_rates, control, steps)
+        if share is not None:
+            nonlinear = nonlinear or (
+                f"scaling its update is not training at another learning rate (at rates near {rate:g} the two part by "
+                f"{min(share, 9.99):.2g} of the way within {STEPS} steps)"
+            )
         elif nonlinear is None and steps == STEPS and not _same_memory(at_rates, afterwards, control):
             nonlinear = "its state depends on the learning rate"
     if compared < STEPS // 2 and nonlinear is None:
-        raise _Failure("rounding errors alone change its steps as much as the learning rate does")
+        nonlinear = "rounding errors alone change its steps so much that its linearity cannot be seen"
     if nonlinear is None:
         nonlinear = _lost_in_rounding(optimizer, form, plain)
     return Measurement(nonlinear=nonlinear)
@@ -142,7 +146,7 @@ def _lost_in_rounding(optimizer: Optimizer, form: Form, plain: Path) -> str | No
             at_rate = low.train(rate, (FACTOR_OF_16_BITS,), steps=STEPS_OF_16_BITS)
             afterwards = low.train(rate, (FACTOR_OF_16_BITS,), steps=STEPS_OF_16_BITS, afterwards=True)
         except Exception as error:
-            raise _Failure(f"with parameters of {dtype}, {_in_words(error)}") from error
+            return f"it could not be tried with parameters of {dtype} ({_in_words(error)})"
         if not (at_rate.gap(afterwards)[-1] <= 1.5 * spacing).all():
             return (
                 f"it makes up for what rounding to {dtype} loses (compensated summation, stochastic rounding or a "

@@ -171,7 +171,12 @@ def _optimizers_in(value: Any, place: str, depth: int) -> Iterator[str]:
 
 
 def _refuse_uncountable(optimizer: Optimizer, name: str) -> None:
-    """DeepSpeed calls the inner optimizer's step once for each group, or part of one: a step would be counted often."""
+    """Some call ``step`` for every parameter, or every group: each call would count as a step of the training."""
+    if any(group.get("gradient_release") for group in optimizer.param_groups):  # optimi
+        raise ValueError(
+            f"{name} with gradient_release=True cannot be perturbed: it steps every parameter by itself inside the "
+            "backward pass. Use gradient_release=False"
+        )
     parameters = _parameters(optimizer)
     if any(hasattr(parameter, "ds_id") for parameter in parameters) or (not parameters and is_deepspeeds()):
         raise ValueError(

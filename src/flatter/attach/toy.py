@@ -8,6 +8,7 @@ import gc
 import inspect
 import io
 import itertools
+import math
 import random
 import sys
 import types
@@ -90,10 +91,16 @@ class Path:
         lost = (self.gap(control) > 0.01 * self.travel() + 1e-9).any(1).tolist()
         return lost.index(True) - 1 if True in lost else len(lost) - 1
 
-    def parts_from(self, other: Path, control: Path, steps: int) -> bool:
-        """Whether it leaves another path by more than rounding lets the disturbed copy of that leave it."""
-        allowed = precision_of(self.dtype) * other.travel() + 10 * other.gap(control) + 1e-15
-        return not bool((self.gap(other) <= allowed)[: steps + 1].all())  # NaN is no agreement
+    def parts_from(self, other: Path, control: Path, steps: int) -> float | None:
+        """How far it gets from another path, as a share of that one's way, if not only by rounding; else ``None``.
+
+        Rounding is what the disturbed copy of the other path shows.
+        """
+        gap, travel = self.gap(other)[: steps + 1], other.travel()[: steps + 1]
+        allowed = precision_of(self.dtype) * travel + 10 * other.gap(control)[: steps + 1] + 1e-15
+        if bool((gap <= allowed).all()):
+            return None
+        return float((gap / travel.clamp(min=1e-30)).nan_to_num(math.inf)[1:].amax())
 
     def _by_parameter(self, differences: Tensor) -> Tensor:
         parts = torch.split(differences.abs(), [size for sizes in self.sizes for size in sizes], dim=1)
