@@ -258,19 +258,19 @@ def test_a_run_is_its_elements_wherever_it_lies(start):
     index = range(start, start + count)
     words = dispatch.words_run(key_of, start, count, CPU)
     assert unsigned(words) == expected_words(index)
-    assert torch.equal(dispatch.words_at(key_of, torch.tensor(index)), words)
+    assert torch.equal(dispatch.words_at(key_of, torch.tensor(index), max(index, default=0) + 1, CPU), words)
 
 
 def test_scattered_indices_may_lie_in_many_segments():
     edges = [segment * keys.SEGMENT for segment in (9, 1, 16, 2)]
     index = torch.tensor([[edge + offset for offset in (-1, 0, 1, 299, 300, 301)] for edge in edges])
-    words = dispatch.words_at(key_of, index)
+    words = dispatch.words_at(key_of, index, int(index.max()) + 1, CPU)
     assert words.shape == index.shape
     assert unsigned(words.view(-1)) == expected_words(index.view(-1).tolist())
 
 
 def test_no_indices_no_words():
-    assert dispatch.words_at(key_of, torch.empty(0, 3, dtype=torch.int64)).shape == (0, 3)
+    assert dispatch.words_at(key_of, torch.empty(0, 3, dtype=torch.int64), 0, CPU).shape == (0, 3)
     assert list(dispatch.runs(5, 0)) == []
 
 

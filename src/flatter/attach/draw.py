@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from flatter.attach.identity import ALL, group_id
 from flatter.attach.shards import Block
@@ -62,9 +64,11 @@ _BLOCK = 64
 def _rate_factors(perturbation: Perturbation, seed: int, block: int, stream: int, unit: int) -> list[float]:
     """The factors of the ticks ``block · _BLOCK …``; float32 values."""
     ticks = range(block * _BLOCK, (block + 1) * _BLOCK)
-    k0, k1 = torch.from_numpy(derive_keys(seed, ticks, stream, [unit]).astype(np.uint32).view(np.int32).T.copy())
-    words = reference.words(torch.zeros(_BLOCK, dtype=torch.int32, device="cpu"), (k0, k1))
-    factors: list[float] = perturbation.distribution.sample(words).tolist()
+    keys = derive_keys(seed, ticks, stream, [unit]).astype(np.uint32).view(np.int32).T.copy()
+    with _disable_current_modes():  # under FakeTensorMode these would have no values
+        k0, k1 = torch.from_numpy(keys)
+        words = reference.words(torch.zeros(_BLOCK, dtype=torch.int32, device="cpu"), (k0, k1))
+        factors: list[float] = perturbation.distribution.sample(words).tolist()
     return factors
 
 
@@ -95,15 +99,15 @@ class Draw:
 
     def block(self, block: Block, device: torch.device) -> Tensor:
         """Factors of the elements held here; float32, to broadcast over ``block.local_shape``."""
+        size = math.prod(block.shape)
         match self.perturbation.scope:
             case "tensor":
-                index = torch.zeros((1,) * len(block.shape), dtype=torch.int64, device="cpu")
+                index, size = torch.zeros((1,) * len(block.shape), dtype=torch.int64, device="cpu"), 1
             case "channel":
                 index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64, device="cpu")
             case _:
                 index = block.index()
-        words = dispatch.words_at(self.segment_key, index.to(device))
-        return self.perturbation.distribution.sample(words)
+        return self.perturbation.distribution.sample(dispatch.words_at(self.segment_key, index, size, device))
 
 
 def draws(perturbation: Perturbation, seed: int, tick: int, stream: int, units: list[int]) -> list[Draw]:

@@ -39,6 +39,11 @@ class Factors:
         self._coarse = [(stream, p) for stream, p in self._streams if p.acts_on_rate]
         self._fine = [(stream, p) for stream, p in self._streams if not p.acts_on_rate]
 
+    @property
+    def has_fine(self) -> bool:
+        """Whether some perturbation is finer than a group, so that updates are scaled."""
+        return bool(self._fine)
+
     def acting(self, step: int) -> list[Stream]:
         """The perturbations, with their streams, that do anything at a step."""
         return self._in_window(self._streams, step)

@@ -368,7 +368,7 @@ def _noisy_step(optimizer: Optimizer, factors: Factors, support: int) -> NoisySt
 
 def _warn_if_shared(optimizer: Optimizer, factors: Factors, start: state.State) -> None:
     """Warns where another optimizer at work draws the same factors for its parameters."""
-    if _shares_noise(optimizer, factors, start):
+    if not _is_ignored(SharedNoiseWarning) and _shares_noise(optimizer, factors, start):
         gc.collect()  # an optimizer that nobody holds any more lives on in a reference cycle
         if _shares_noise(optimizer, factors, start):
             warnings.warn(
@@ -379,6 +379,14 @@ def _warn_if_shared(optimizer: Optimizer, factors: Factors, start: state.State) 
                 SharedNoiseWarning,
                 stacklevel=4,
             )
+
+
+def _is_ignored(category: type[Warning]) -> bool:
+    """Whether a filter ignores all warnings of a category, so that looking for a reason is not worth the time."""
+    for action, message, of, module, _ in warnings.filters:
+        if issubclass(category, of) and message is None and module is None:
+            return action == "ignore"
+    return False
 
 
 def _shares_noise(optimizer: Optimizer, factors: Factors, start: state.State) -> bool:

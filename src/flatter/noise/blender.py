@@ -60,6 +60,8 @@ class Piece:
 # What computes on which type of device. With TRITON_INTERPRET=1, a test may have Triton serve CPU tensors too.
 BACKENDS = {"cpu": "numba", "cuda": "triton"}
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 _DTYPES = {
     "numba": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -87,9 +89,14 @@ def _triton() -> ModuleType | None:
 
 
 def can_blend(new: Tensor, old: Tensor) -> bool:
-    """Whether the kernels know such a parameter."""
+    """Whether the kernels know such a parameter: a plain tensor, since others need not have memory of their own."""
     backend = BACKENDS.get(new.device.type)
-    if backend is None or new.dtype not in _DTYPES[backend] or not (new.is_contiguous() and old.is_contiguous()):
+    if (
+        type(new) not in _PLAIN
+        or backend is None
+        or new.dtype not in _DTYPES[backend]
+        or not (new.is_contiguous() and old.is_contiguous())
+    ):
         return False
     if backend == "numba":
         return _kernels() is not None

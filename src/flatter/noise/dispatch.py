@@ -33,16 +33,28 @@ def words_run(key: SegmentKey, start: int, count: int, device: torch.device) -> 
     return reference.words(index, key(start >> SEGMENT_BITS))
 
 
-def words_at(key: SegmentKey, index: Tensor) -> Tensor:
-    """The words of any logical elements, given by an int64 tensor of indices; int32, same shape."""
-    low = (index & (SEGMENT - 1)).to(torch.int32)
+def words_at(key: SegmentKey, index: Tensor, size: int, device: torch.device) -> Tensor:
+    """The words of some logical elements of a tensor.
+
+    Args:
+        key: the keys of each segment.
+        index: int64, any shape, on the CPU: which elements.
+        size: a bound above all indices; where one segment holds so many, the indices need not be read.
+        device: where the words are wanted.
+
+    Returns:
+        int32, the shape of ``index``.
+    """
+    low = (index & (SEGMENT - 1)).to(device=device, dtype=torch.int32)
     if index.numel() == 0:
         return low
-    first, last = (int(bound) >> SEGMENT_BITS for bound in torch.aminmax(index))
+    first = last = 0
+    if size > SEGMENT:
+        first, last = (int(bound) >> SEGMENT_BITS for bound in torch.aminmax(index))
     if first == last:
         return reference.words(low, key(first))
     result = torch.empty_like(low)
-    segments = index >> SEGMENT_BITS
+    segments = (index >> SEGMENT_BITS).to(device)
     for segment in range(first, last + 1):
         inside = segments == segment
         result[inside] = reference.words(low[inside], key(segment))

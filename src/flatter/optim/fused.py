@@ -122,7 +122,9 @@ class Fused(Optimizer):
         """How a perturbation acts on this optimizer; asked by :func:`flatter.perturb`."""
         if type(self).step is not Fused.step:
             # What a subclass does before and after torch's update is part of the step, and scaled with it.
-            self._overridden = f"{type(self).__name__} has a step of its own"
+            if self._overridden is None and factors.has_fine:
+                self._overridden = f"{type(self).__name__} has a step of its own"
+                _warn_of_fallback(self, self._overridden, stacklevel=5)
             return NoisyStep(self, factors, moves_all=True)
         self._noisy = FusedStep(self, factors)
         return self._noisy
@@ -138,6 +140,13 @@ class Fused(Optimizer):
     def _update(self, group: dict[str, Any]) -> Update:
         """A group's update, its states made as torch makes them."""
         raise NotImplementedError
+
+
+def _warn_of_fallback(optimizer: Fused, reason: str, *, stacklevel: int) -> None:
+    warnings.warn(
+        f"{type(optimizer).__name__} runs torch's own step and scales it afterwards, which is slower: {reason}",
+        stacklevel=stacklevel,
+    )
 
 
 def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,11 +186,7 @@ class FusedStep(NoisyStep):
         reason = self._fuse(fine, seed, step)
         if reason is not None:
             if reason != self.fallback:
-                warnings.warn(
-                    f"flatter.optim.{type(self._fused).__name__} runs torch's own step and scales it afterwards, "
-                    f"which is slower: {reason}",
-                    stacklevel=5,  # past step, its hooks and its guard: where the user calls it
-                )
+                _warn_of_fallback(self._fused, reason, stacklevel=6)  # past step, its hooks and its guard
             super()._copy(step, every=False)
         self.fallback = reason
         return reason is None
