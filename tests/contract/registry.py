@@ -54,7 +54,8 @@ OPTIMIZERS = {
     "SparseAdam": OptimizerCase(lambda ps: optim.SparseAdam(ps, lr=0.05), MATRICES, sparse=True),
     "Lion": OptimizerCase(lambda ps: Lion(ps, lr=0.01, weight_decay=0.1)),
 }
-REFUSED = ("ASGD", "Adafactor", "LBFGS", "Rprop")
+REFUSED = ("ASGD", "LBFGS", "Rprop")
+REFUSED_PER_ELEMENT = ("Adafactor",)
 
 S = torch_schedulers
 SCHEDULERS = {

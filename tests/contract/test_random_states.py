@@ -11,7 +11,7 @@ import torch
 from contract.registry import METHODS, OPTIMIZERS
 from contract.training import attach, make_optimizer, make_parameters, parameters_of, random_states_unmoved, same_bits
 from contract.training import train as train_steps
-from flatter.attach.supported import nonlinearity
+from flatter.attach.probe import measure
 
 
 def live(optimizer, method):
@@ -47,7 +47,7 @@ def test_no_global_generator_is_moved_or_read(name, method):
 def test_the_probe_moves_none():
     for optimizer in (make_optimizer("Lion"), schedulefree.SGDScheduleFree(make_parameters(), lr=0.1)):
         with random_states_unmoved():
-            nonlinearity(optimizer)
+            measure(optimizer)
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(1), lambda: np.random.rand(), random.random])

@@ -1,6 +1,9 @@
 """Wrappers under which nobody can say which element is whose: refused, with a way out."""
 
+import sys
+import types
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -92,3 +95,119 @@ def overlapped() -> str:
 def test_an_update_inside_the_backward_pass_is_refused(two_processes: Processes) -> None:
     for refused in two_processes.run(overlapped):
         assert "it updates inside the backward pass" in refused
+
+
+# DeepSpeed, by what it does to an optimizer (0.19: zero/stage_1_and_2.py, bf16_optimizer.py and zero/stage3.py). The
+# package itself compiles extensions when it starts, and is not installed for the tests.
+
+
+@pytest.fixture
+def deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("deepspeed", "deepspeed.runtime"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+
+def initialized(optimizer: torch.optim.Optimizer, rank: int = 0, world: int = 2) -> None:
+    """ZeRO stages 1 and 2, and bf16 without ZeRO: each group is left with this rank's stretch of its parameters."""
+    for group in optimizer.param_groups:
+        flat = torch.cat([parameter.detach().reshape(-1) for parameter in group["params"]])
+        stretch = flat.chunk(world)[rank].clone().float()
+        stretch.requires_grad = True
+        group["params"] = [stretch]
+
+
+def adam(groups: int = 1) -> torch.optim.Optimizer:
+    parameters = list(network().parameters())
+    cuts = [parameters] if groups == 1 else [parameters[:1], parameters[1:]]
+    return torch.optim.AdamW([{"params": cut} for cut in cuts], lr=0.1)
+
+
+def stepped(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("perturbation", FINE, ids=["element", "channel", "tensor"])
+def test_deepspeeds_flat_partitions_are_refused_per_element(
+    deepspeed: None, perturbation: flatter.Perturbation
+) -> None:
+    optimizer = adam()
+    initialized(optimizer)
+    with pytest.raises(ValueError, match=r"DeepSpeed flattens parameters.*Use torch.distributed.fsdp.fully_shard"):
+        flatter.perturb(optimizer, perturbation)
+    handle = flatter.perturb(optimizer, flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all"))
+    stepped(optimizer)
+    assert handle.step == 1
+
+
+@pytest.mark.parametrize("perturbation", FINE, ids=["element", "channel", "tensor"])
+def test_a_perturbation_from_before_deepspeed_is_found_at_the_first_step(
+    deepspeed: None, perturbation: flatter.Perturbation
+) -> None:
+    optimizer = adam()
+    flatter.perturb(optimizer, perturbation)
+    initialized(optimizer)
+    with pytest.raises(ValueError, match="DeepSpeed flattens parameters"):
+        stepped(optimizer)
+
+
+def test_steps_that_deepspeed_divides_are_refused(deepspeed: None) -> None:
+    """Stages 1 and 2 step each group by itself, stage 3 each part of one, and has no parameters in between."""
+    everywhere = flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all")
+    optimizer = adam(groups=2)
+    flatter.perturb(optimizer, everywhere).remove()
+    initialized(optimizer)
+    with pytest.raises(ValueError, match=r"with 2 parameter groups cannot be perturbed under DeepSpeed.*Use one group"):
+        flatter.perturb(optimizer, everywhere)
+    for group in optimizer.param_groups:
+        group["params"] = []
+    with pytest.raises(ValueError, match=r"ZeRO stage 3.*fully_shard"):
+        flatter.perturb(optimizer, everywhere)
+    partitioned = nn.Parameter(torch.empty(0))
+    partitioned.ds_id = 0  # deepspeed.zero.Init
+    with pytest.raises(ValueError, match=r"ZeRO stage 3.*fully_shard"):
+        flatter.perturb(torch.optim.AdamW([partitioned], lr=0.1), everywhere)
+
+
+def bare_vectors() -> list[str]:
+    """What Megatron's and Apex's distributed optimizers hold: stretches that are tensors, not parameters."""
+    refused = []
+    flat = [torch.zeros(7, requires_grad=True)]
+    for parameters in (flat, [nn.Parameter(torch.zeros(7))], [torch.zeros(7, 2, requires_grad=True)]):
+        try:
+            flatter.perturb(torch.optim.SGD(parameters, lr=0.1), flatter.leap()).remove()
+            refused.append("")
+        except ValueError as error:
+            refused.append(str(error))
+    flatter.perturb(torch.optim.SGD(flat, lr=0.1), flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all"))
+    return refused
+
+
+def test_bare_vectors_are_refused_in_several_processes_only(two_processes: Processes) -> None:
+    for flat, *others in two_processes.run(bare_vectors):
+        assert "is no nn.Parameter, and in 2 processes looks like a rank's part of flattened parameters" in flat
+        assert others == ["", ""]
+    assert bare_vectors() == ["", "", ""]
+
+
+def optimizers_of(kind: type, inner: list[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """torchtitan's OptimizersContainer: an optimizer of all parameters whose step calls the real ones."""
+    container = kind.__new__(kind)
+    container.optimizers = inner
+    parameters = [p for one in inner for group in one.param_groups for p in group["params"]]
+    torch.optim.Optimizer.__init__(container, parameters, {"lr": 0.1})
+    return container
+
+
+@pytest.mark.parametrize("method", [flatter.leap(), flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all")])
+def test_a_container_of_optimizers_is_refused(method: flatter.Perturbation) -> None:
+    class OptimizersContainer(torch.optim.Optimizer):
+        def step(self, closure: Callable[[], float] | None = None) -> None:
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+    container = optimizers_of(OptimizersContainer, [adam(), adam()])
+    with pytest.raises(ValueError, match=r"OptimizersContainer wraps other optimizers \(self.optimizers\[0\]\)"):
+        flatter.perturb(container, method)

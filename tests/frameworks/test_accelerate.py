@@ -1,4 +1,4 @@
-"""Accelerate: perturb the optimizer itself, before or after ``prepare``; the wrapper has no hooks."""
+"""Accelerate: perturb the optimizer before or after ``prepare``, or what ``prepare`` returned."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -101,13 +102,92 @@ def test_an_accumulated_gradient_is_one_step() -> None:
     assert rates[-1] == pytest.approx(0.1 * 0.9 ** (EPOCHS * STEPS_PER_EPOCH // 2))
 
 
-def test_the_wrapper_itself_is_refused() -> None:
+def test_the_wrapper_is_unwrapped() -> None:
+    """Perturbing what ``prepare`` returned is perturbing what went into it."""
+    expected, expected_rates = plain_run()
+    model = network()
+    optimizer, scheduler = parts(model)
+    wrapped_model, wrapped, scheduler, batches = Accelerator(cpu=True).prepare(model, optimizer, scheduler, data())
+    handle = perturb(wrapped)
+    assert handle.optimizer is optimizer
+    assert "step" not in vars(wrapped)
+    with pytest.raises(ValueError, match="this optimizer is perturbed already"):
+        perturb(wrapped)
+    for _ in range(EPOCHS):
+        for inputs, targets in batches:
+            loss(wrapped_model, inputs, targets).backward()
+            wrapped.step()
+            scheduler.step()
+            wrapped.zero_grad()
+    assert all(map(torch.equal, model.parameters(), expected.parameters()))
+    assert scheduler.get_last_lr() == expected_rates[-1:]
+    assert handle.step == EPOCHS * STEPS_PER_EPOCH
+
+
+def scaled(attach_to_wrapper: bool) -> tuple[AcceleratedOptimizer, torch.optim.Optimizer, flatter.Handle]:
+    """A perturbed optimizer under the gradient scaler that accelerate uses with fp16, which needs no GPU itself."""
+    Accelerator(cpu=True)  # its singletons must be there
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    handle = None if attach_to_wrapper else perturb(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    wrapped = AcceleratedOptimizer(optimizer, device_placement=False, scaler=scaler)
+    return wrapped, optimizer, handle or perturb(wrapped)
+
+
+@pytest.mark.parametrize("attach_to_wrapper", [False, True])
+def test_a_skipped_step_does_not_count(attach_to_wrapper: bool) -> None:
+    wrapped, optimizer, handle = scaled(attach_to_wrapper)
+    (parameter,) = optimizer.param_groups[0]["params"]
+    plain = nn.Parameter(parameter.detach().clone())
+    alone = torch.optim.SGD([plain], lr=0.1, momentum=0.9)
+    perturb(alone)
+    for step in range(5):
+        gradient = torch.full((3,), torch.inf) if step == 2 else torch.sin(parameter.detach() + step)
+        before = parameter.detach().clone()
+        parameter.grad = wrapped.scaler.scale(gradient.clone())
+        wrapped.step()
+        assert wrapped.step_was_skipped == (step == 2)
+        if step == 2:
+            assert torch.equal(parameter, before)
+        else:
+            plain.grad = gradient
+            alone.step()
+        assert optimizer.param_groups[0]["lr"] == 0.1
+    assert handle.step == 4
+    torch.testing.assert_close(parameter, plain)
+
+
+@pytest.mark.parametrize("attach_to_wrapper", [False, True])
+def test_a_step_that_raises_leaves_the_clean_rate(attach_to_wrapper: bool) -> None:
+    wrapped, optimizer, handle = scaled(attach_to_wrapper)
+    (parameter,) = optimizer.param_groups[0]["params"]
+    for step in range(2):  # the wrapper puts back the step that it knows after every step
+        parameter.grad = wrapped.scaler.scale(torch.ones(3))
+        wrapped.step()
+        assert handle.step == step + 1
+    parameter.grad = wrapped.scaler.scale(torch.ones(3))
+    optimizer.state[parameter]["momentum_buffer"] = torch.ones(2)
+    with pytest.raises(RuntimeError):
+        wrapped.step()
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert (handle.step, handle.in_step) == (2, False)
+
+
+def test_gradients_accumulate_under_the_perturbed_wrapper() -> None:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     model = network()
     optimizer, _ = parts(model)
-    wrapped = Accelerator(cpu=True).prepare(optimizer)
-    with pytest.raises(TypeError, match=r"AcceleratedOptimizer wraps another optimizer.*perturb the inner one"):
-        perturb(wrapped)
-    perturb(wrapped.optimizer)
+    model, wrapped, batches = accelerator.prepare(model, optimizer, data())
+    handle = perturb(wrapped)
+    counts = []
+    for inputs, targets in batches:
+        with accelerator.accumulate(model):
+            accelerator.backward(loss(model, inputs, targets))
+            wrapped.step()
+            wrapped.zero_grad()
+        counts.append(handle.step)
+    assert counts == [0, 1, 1, 2]
 
 
 def test_a_saved_state_is_continued(tmp_path: Path) -> None:

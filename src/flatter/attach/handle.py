@@ -20,7 +20,7 @@ from flatter.attach.factors import Factors
 from flatter.attach.install import HANDLE, Call, Remover, install, is_nested
 from flatter.attach.noisy_step import NoisyStep
 from flatter.attach.rate import shared_tensor_rates
-from flatter.attach.supported import KNOWN, check_supported
+from flatter.attach.supported import KNOWN, check_supported, keep_step, unwrapped
 from flatter.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT, stream_seed
 from flatter.perturbation import Perturbation, fingerprint
 
@@ -77,6 +77,7 @@ def perturb(
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"perturb needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    given, optimizer = optimizer, unwrapped(optimizer)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
         raise TypeError(
             f"{type(optimizer).__name__} wraps another optimizer and has no hooks of its own: perturb the inner one"
@@ -103,7 +104,9 @@ def perturb(
     if is_fine:
         factors.refresh()  # raises if the parameters cannot be told apart
         _warn_if_shared(optimizer, factors, start)
-    return Handle(optimizer, factors, start, seed, stream)
+    handle = Handle(optimizer, factors, start, seed, stream)
+    keep_step(given)
+    return handle
 
 
 def handle_of(optimizer: Optimizer) -> Handle | None:

@@ -68,9 +68,12 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
 
     Raises:
         ValueError: a DTensor with another placement (partial sums have no elements to perturb), or whose local part is
-            not what its placements say.
+            not what its placements say; a flat part of several parameters.
     """
     if not _is_dtensor(parameter):
+        reason = flattened(parameter)
+        if reason is not None:  # when the perturbation was attached the optimizer still held the model's parameters
+            raise ValueError(f"flatter cannot perturb these parameters per element, channel or tensor: {reason}")
         shape = tuple(parameter.shape)
         return parameter, Block(shape, tuple(range(size) for size in shape))
     from torch.distributed.tensor import DTensor, Shard
@@ -95,6 +98,38 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
         cuts[placement.dim].append(_Cut(pieces, ways, coordinate[mesh_dimension]))
     rows = tuple(_rows(*dimension) for dimension in zip(shape, local.shape, cuts, strict=True))
     return local, Block(shape, rows)
+
+
+def flattened(parameter: Tensor) -> str | None:
+    """Why the place of a parameter's elements in their whole tensors cannot be known, or ``None`` if it can.
+
+    Frameworks that shard an optimizer's state lay the parameters end to end and give every process a stretch of that.
+    """
+    # FSDP1 marks its flat parameters, and with use_orig_params=True the parameters that are views of them.
+    if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
+        return "FullyShardedDataParallel (FSDP1) flattens parameters, and a rank's part does not know where it lies"
+    if is_deepspeeds(parameter):
+        return "DeepSpeed flattens parameters, and a rank's part does not know which of them it holds"
+    if _is_bare_vector(parameter) and _processes() > 1:
+        return (
+            f"a one-dimensional tensor of {parameter.numel()} elements is no nn.Parameter, and in {_processes()} "
+            "processes looks like a rank's part of flattened parameters, which does not know which of them it holds"
+        )
+    return None
+
+
+def is_deepspeeds(parameter: Tensor | None = None) -> bool:
+    """Whether DeepSpeed is in use, and made this parameter: a bare vector, a part of the flattened master weights."""
+    return "deepspeed.runtime" in sys.modules and (parameter is None or _is_bare_vector(parameter))
+
+
+def _is_bare_vector(parameter: Tensor) -> bool:
+    return type(parameter) is Tensor and parameter.dim() == 1
+
+
+def _processes() -> int:
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class _Cut(NamedTuple):

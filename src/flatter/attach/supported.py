@@ -1,214 +1,211 @@
 """Which optimizers can be perturbed: those whose update is linear in the learning rate.
 
 Scaling the update by f afterwards is training with the rate η · f only where the update is η · u and the optimizer's
-memory (momentum, second moments) does not depend on η. For torch's own optimizers that is known and tested; for any
-other it is measured on a toy copy when a perturbation is attached.
+memory (momentum, second moments) does not depend on η. For torch's own optimizers that is known and tested; any other
+is measured on toy copies when a perturbation is attached (``probe.py``).
 """
 
 from __future__ import annotations
 
-import copy
-import types
 import warnings
-from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from flatter.attach.probe import measure
+from flatter.attach.shards import flattened, is_deepspeeds
+
+KNOWN, MEASURED, UNMEASURED = range(3)
 
 _REFUSED = {
     "ASGD": "it keeps a rate of its own that the next steps use, so a factor would act late and again",
     "Rprop": "the rate is only the first step size; after that it adapts its own",
     "LBFGS": "it searches along a line, so the rate is not the length of its step",
+}
+_REFUSED_PER_ELEMENT = {
     "Adafactor": "it caps the rate by its own schedule, so the update is not proportional to the rate",
 }
 _LINEAR = (
     "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "SGD", "SparseAdam",
 )  # fmt: skip
+_ANOTHER = "Use a perturbation with scope 'all' or 'group', or another optimizer, such as SGD or AdamW"
 
 
-KNOWN, MEASURED, UNMEASURED = range(3)
+def unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that Accelerate's ``prepare`` wrapped, or the optimizer itself."""
+    while _is_accelerates(optimizer):
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    return optimizer
+
+
+def keep_step(optimizer: Optimizer) -> None:
+    """Lets Accelerate's wrapper use the step that is there now; with a GradScaler it goes back to the one it found."""
+    while _is_accelerates(optimizer):
+        optimizer.__setstate__({})  # only this
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+
+
+def _is_accelerates(optimizer: Optimizer) -> bool:
+    return any(
+        (base.__module__, base.__name__) == ("accelerate.optimizer", "AcceleratedOptimizer")
+        for base in type(optimizer).__mro__
+    )
 
 
 def check_supported(optimizer: Optimizer, *, per_element: bool, known: int | None = None) -> int:
-    """Refuses an optimizer that a perturbation would not do justice to.
+    """Raises if noise in the optimizer's learning rate would not be what the perturbation says.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
         per_element: whether some perturbation is finer than a parameter group, so that updates are scaled afterwards.
+        known: what this function returned for the same optimizer earlier (a copy's or a checkpoint's): it is not
+            measured again. A verdict on a coarse perturbation (2) says nothing about a finer one, which is measured.
+
+    Returns:
+        How it is known: 0 by name, 1 measured to be linear in the rate, 2 not measured to be linear (coarse
+        perturbations alone).
 
     Raises:
-        ValueError: its update is not linear in the rate (known, or measured on a toy copy), or is made where flatter
-            cannot see whose element is whose.
+        ValueError: the rate does not act; with ``per_element``, the update is not linear in the rate or could not be
+            measured, or which element is whose cannot be seen from here.
     """
     name = type(optimizer).__name__
+    _refuse_by_name(optimizer, name, per_element)
+    for place in _inner_optimizers(optimizer):
+        raise ValueError(f"{name} wraps other optimizers ({place}), which do the steps: perturb those")
+    _refuse_uncountable(optimizer, name)
+    if per_element:
+        _refuse_lost_elements(optimizer, name)
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            raise ValueError(
+                "differentiable=True cannot be perturbed per element: the update is scaled in place afterwards"
+            )
+    if _is_known(optimizer, name):
+        return KNOWN
+    if known == MEASURED or (known == UNMEASURED and not per_element):
+        return known
+    return _measured(optimizer, name, per_element)
+
+
+def _measured(optimizer: Optimizer, name: str, per_element: bool) -> int:
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"{name} cannot be perturbed: a parameter group has no 'lr', so its update cannot be shown to be linear in "
+            "the learning rate. Give it a rate, or use another optimizer, such as SGD or AdamW"
+        )
+    found = measure(optimizer)
+    if found.failed is None:
+        if found.inert is not None:
+            raise ValueError(
+                f"{name} cannot be perturbed: {found.inert} (measured on a toy copy), so noise in the rate would do "
+                "nothing. Switch its own rate, or its update in the backward pass, off; or use another optimizer, such "
+                "as SGD or AdamW"
+            )
+        if found.nonlinear is None:
+            return MEASURED
+        if per_element:
+            raise ValueError(
+                f"{name} cannot be perturbed per element, channel or tensor: {found.nonlinear} (measured on a toy "
+                f"copy). {_ANOTHER}"
+            )
+        return UNMEASURED
+    if per_element:
+        raise ValueError(
+            f"{name} cannot be perturbed per element, channel or tensor: flatter could not measure whether its update "
+            f"is linear in the learning rate ({found.failed}). {_ANOTHER}"
+        )
+    warnings.warn(
+        f"flatter could not check that the learning rate of {name} acts ({found.failed}); if it does not, the noise "
+        "does nothing",
+        stacklevel=5,
+    )
+    return UNMEASURED
+
+
+def _is_known(optimizer: Optimizer, name: str) -> bool:
+    cls = type(optimizer)
+    if _is_torchs(cls):
+        return name in _LINEAR or name in _REFUSED_PER_ELEMENT
+    # ZeRO passes the rate on to an inner optimizer; per element it is refused.
+    return cls.__module__.startswith(("flatter.optim.", "torch.distributed.optim."))
+
+
+def _refuse_by_name(optimizer: Optimizer, name: str, per_element: bool) -> None:
     for base in filter(_is_torchs, type(optimizer).__mro__):
         if base.__name__ in _REFUSED:
             raise ValueError(
                 f"{name} cannot be perturbed: {_REFUSED[base.__name__]}. "
                 "Use an optimizer whose update is linear in the learning rate, such as SGD or AdamW"
             )
+        if per_element and base.__name__ in _REFUSED_PER_ELEMENT:
+            raise ValueError(
+                f"{name} cannot be perturbed per element, channel or tensor: {_REFUSED_PER_ELEMENT[base.__name__]}. "
+                f"{_ANOTHER}"
+            )
     if getattr(optimizer, "_overlap_with_ddp", False):  # ZeroRedundancyOptimizer
         raise ValueError(
             f"{name} with overlap_with_ddp=True cannot be perturbed: it updates inside the backward pass, and its step "
             "does nothing. Use overlap_with_ddp=False"
         )
+
+
+def _inner_optimizers(optimizer: Optimizer) -> Iterator[str]:
+    """Where a wrapper holds the optimizers that do its steps: ``self.base``, ``self.optimizers[0]``."""
+    if type(optimizer).__module__.startswith("torch."):  # ZeroRedundancyOptimizer passes the rate on
+        return
     for attribute, value in vars(optimizer).items():
-        # torch's own wrapper, ZeroRedundancyOptimizer, passes the rate on to the inner one.
-        if isinstance(value, Optimizer) and not type(optimizer).__module__.startswith("torch."):
-            raise ValueError(
-                f"{name} wraps another optimizer as its attribute {attribute!r}, which does the steps: perturb that one"
-            )
-    is_known = (_is_torchs(type(optimizer)) or _is_ours(type(optimizer))) and name in _LINEAR
-    if not per_element:
-        return KNOWN if is_known else UNMEASURED
-    reason = _lost_elements(optimizer)
+        yield from _optimizers_in(value, f"self.{attribute}", depth=3)
+
+
+def _optimizers_in(value: Any, place: str, depth: int) -> Iterator[str]:
+    if isinstance(value, Optimizer):
+        yield place
+    elif depth and isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _optimizers_in(item, f"{place}[{position}]", depth - 1)
+    elif depth and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _optimizers_in(item, f"{place}[{key!r}]", depth - 1)
+
+
+def _refuse_uncountable(optimizer: Optimizer, name: str) -> None:
+    """Some call ``step`` for every parameter, or every group: each call would count as a step of the training."""
+    if any(group.get("gradient_release") for group in optimizer.param_groups):  # optimi
+        raise ValueError(
+            f"{name} with gradient_release=True cannot be perturbed: it steps every parameter by itself inside the "
+            "backward pass. Use gradient_release=False"
+        )
+    parameters = _parameters(optimizer)
+    if any(hasattr(parameter, "ds_id") for parameter in parameters) or (not parameters and is_deepspeeds()):
+        raise ValueError(
+            f"{name} cannot be perturbed under DeepSpeed's ZeRO stage 3, which steps it once for each part of the "
+            "parameters. Use torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
+    if len(optimizer.param_groups) > 1 and any(is_deepspeeds(parameter) for parameter in parameters):
+        raise ValueError(
+            f"{name} with {len(optimizer.param_groups)} parameter groups cannot be perturbed under DeepSpeed, which "
+            "steps it once for each group. Use one group, or torch.distributed.fsdp.fully_shard (FSDP2)"
+        )
+
+
+def _refuse_lost_elements(optimizer: Optimizer, name: str) -> None:
+    """The place of an element in its whole tensor must be known from this process alone."""
+    reason = None
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+        reason = "it steps an inner optimizer that holds other parameters, at other positions, on every rank"
+    reason = reason or next(filter(None, map(flattened, _parameters(optimizer))), None)
     if reason is not None:
         raise ValueError(
             f"{name} cannot be perturbed per element, channel or tensor: {reason}. "
             "Use torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
         )
-    if any(group.get("differentiable") for group in optimizer.param_groups):
-        raise ValueError(
-            "differentiable=True cannot be perturbed per element: the update is scaled in place afterwards"
-        )
-    if is_known:
-        return KNOWN
-    if known:
-        return known
-    reason = nonlinearity(optimizer)
-    if reason is not None:
-        raise ValueError(
-            f"{name} cannot be perturbed per element, channel or tensor: {reason}, "
-            "measured on a toy copy. Use a perturbation with scope 'all' or 'group', or another optimizer"
-        )
-    return MEASURED
-
-
-def _lost_elements(optimizer: Optimizer) -> str | None:
-    """Why the place of an element in its whole tensor cannot be known from this process, or ``None`` if it can."""
-    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
-        return "it steps an inner optimizer that holds other parameters, at other positions, on every rank"
-    # FSDP1 marks its flat parameters, and with use_orig_params=True the parameters that are views of them.
-    marks = ("_is_flat_param", "_fsdp_flattened")
-    if any(getattr(parameter, mark, False) for parameter in _parameters(optimizer) for mark in marks):
-        return "FullyShardedDataParallel (FSDP1) flattens parameters, and a rank's part does not know where it lies"
-    return None
 
 
 def _is_torchs(cls: type) -> bool:
     return f"{cls.__module__}.".startswith("torch.optim.")  # Muon's and Adafactor's module is torch.optim itself
 
 
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.startswith("flatter.optim.")
-
-
-def nonlinearity(optimizer: Optimizer) -> str | None:
-    """Measures whether an optimizer's update is linear in the rate and its memory independent of it.
-
-    A toy optimizer of the same class and options takes a few steps in float64; then two copies of it take one more,
-    with rates η and 2η. The second must move twice as far, and both must remember the same.
-
-    Returns:
-        What is wrong, in words, or ``None`` if nothing is. If the toy cannot be run, it warns and returns ``None``.
-    """
-    try:
-        toy = _toy(optimizer)
-        for count in range(1, 4):
-            _toy_step(toy, count)
-        single, double = (_like(toy, *copy.deepcopy((toy.param_groups, toy.state))) for _ in range(2))
-        before = [p.detach().clone() for p in _parameters(toy)]
-        for group in double.param_groups:
-            group["lr"] = group["lr"] * 2
-        _toy_step(single, 4)
-        _toy_step(double, 4)
-    except Exception as error:
-        warnings.warn(
-            f"flatter could not check that the update of {type(optimizer).__name__} is linear in the learning rate "
-            f"({type(error).__name__}: {error}); if it is not, the noise is not what the method says",
-            stacklevel=4,
-        )
-        return None
-    for old, one, two in zip(before, _parameters(single), _parameters(double), strict=True):
-        if not torch.allclose(two - old, 2 * (one - old), rtol=1e-4, atol=1e-12):
-            return "twice the learning rate is not twice the update"
-    if not _same(_memory(single), _memory(double)):
-        return "its state depends on the learning rate"
-    return None
-
-
-def _toy(optimizer: Optimizer) -> Optimizer:
-    """An optimizer of the same class and options over tiny parameters of the same dimensions."""
-    groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        options = {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
-        options["lr"] = float(options.get("lr") or 1e-3)
-        for flag in ("capturable", "fused", "foreach"):  # speed, not meaning; some need the real device
-            if flag in options:
-                options[flag] = False
-        shapes = {tuple(min(size, 3) for size in p.shape) for p in group["params"]}
-        options["params"] = [_filled(shape, 1.0).requires_grad_() for shape in sorted(shapes)]
-        options.pop("param_names", None)
-        groups.append(options)
-    toy = _like(optimizer, groups, defaultdict(dict))
-    if callable(switch := getattr(toy, "train", None)):  # schedule-free optimizers refuse to step outside training
-        switch()
-    return toy
-
-
-def _like(optimizer: Optimizer, groups: list[dict[str, Any]], state: defaultdict[Tensor, Any]) -> Optimizer:
-    """An optimizer of the same class and options over other parameters; its constructor is not needed."""
-    other = type(optimizer).__new__(type(optimizer))
-    vars(other).update({key: value for key, value in vars(optimizer).items() if _is_option(value)})
-    other.__setstate__({"defaults": copy.deepcopy(optimizer.defaults), "state": state, "param_groups": groups})
-    return other
-
-
-def _is_option(value: object) -> bool:
-    """Whether a class may have put this outside its groups as an option, and no real tensor is reached through it."""
-    if isinstance(value, types.FunctionType):
-        return value.__closure__ is None
-    return isinstance(value, (int, float, str))
-
-
-def _filled(shape: tuple[int, ...], phase: float) -> Tensor:
-    """A deterministic tensor without zeros or symmetry; no random state is touched."""
-    count = max(1, torch.Size(shape).numel())
-    return (torch.sin(torch.arange(count, dtype=torch.float64) + phase) + 0.1).reshape(shape)
-
-
-def _toy_step(toy: Optimizer, count: int) -> None:
-    def closure() -> float:
-        for p in _parameters(toy):
-            p.grad = _filled(tuple(p.shape), float(count))
-        return 1.0 / count
-
-    closure()
-    try:
-        toy.step()
-    except TypeError:
-        toy.step(closure)
-
-
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _memory(optimizer: Optimizer) -> list[Any]:
-    """All that the optimizer remembers but the rate and the parameters themselves."""
-    groups = [
-        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
-    ]
-    return [*(optimizer.state[p] for p in _parameters(optimizer)), *groups]
-
-
-def _same(one: Any, two: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(two, Tensor) and one.shape == two.shape and torch.allclose(one, two, rtol=1e-9, atol=0)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(_same(value, two[key]) for key, value in one.items())
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(two) and all(map(_same, one, two))
-    return bool(one == two)

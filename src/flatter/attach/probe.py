@@ -1,0 +1,255 @@
+"""Measures on toy copies whether a foreign optimizer can be perturbed.
+
+The oracle: training whose updates are scaled by f afterwards must be training at the rates η · f, in every parameter
+and in everything that the optimizer remembers, over 30 steps with a factor that changes from step to step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import types
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatter.attach.toy import (
+    BUILDS,
+    FEEDS,
+    NOT_COPIED,
+    PLAIN,
+    STEPS,
+    Form,
+    Path,
+    parameters_of,
+    precision_of,
+    undisturbed,
+)
+
+RATES = (1e-3, 0.3)  # whatever the present rate is: a warm-up's 0 or 1e-8 would hide everything
+FACTORS = (0.5, 1.0, 2.0, 0.75, 1.5, 0.125)  # the first is not 1: some set up their memory with the first rate
+LATER_FACTORS = (1.0, *FACTORS[1:])  # and some never look at the rate again, which then does not act
+STEPS_OF_16_BITS = 60
+FACTOR_OF_16_BITS = 0.6
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What the toy copies showed.
+
+    Attributes:
+        inert: why noise in the rate would do nothing, or ``None`` if the rate acts.
+        nonlinear: why scaling the update afterwards is not training at another rate, or ``None`` if it is.
+        failed: why nothing could be measured, or ``None``.
+    """
+
+    inert: str | None = None
+    nonlinear: str | None = None
+    failed: str | None = None
+
+
+class _Failure(Exception):
+    """Nothing could be measured, and why."""
+
+
+def measure(optimizer: Optimizer) -> Measurement:
+    """Trains toy copies of an optimizer and compares them.
+
+    The optimizer, its parameters and all random number generators are left as they are. The verdict does not depend
+    on the state of the generators; on the present learning rate only where that is beyond ``RATES``.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer`` whose groups have a rate.
+    """
+    try:
+        with undisturbed():
+            return _measure(optimizer)
+    except _Failure as failure:
+        return Measurement(failed=str(failure))
+    except Exception as error:  # whatever foreign code raises
+        return Measurement(failed=_in_words(error))
+
+
+def _measure(optimizer: Optimizer) -> Measurement:
+    form, plain = _working_form(optimizer)
+    if not plain.moves():
+        return Measurement(inert="its step does not change the parameters")
+    if form.dtype == torch.float64 and plain.is_single_precision():
+        form = replace(form, dtype=torch.float32)  # else its rounding would look like nonlinearity
+        plain = form.train(RATES[0])
+    again = form.train(RATES[0])
+    if not again.is_finite() or again.differs_from(plain):
+        raise _Failure("two copies of it that do the same differ: it is not deterministic")
+    if not _acts(form, plain):
+        return Measurement(inert="another learning rate in its param_groups makes the same update")
+    nonlinear: str | None = None
+    compared = 0
+    for rate in _rates(optimizer):
+        try:
+            at_rates = form.train(rate, FACTORS)
+            afterwards = form.train(rate, FACTORS, afterwards=True)
+            control = form.train(rate, FACTORS, shaken=True)
+        except Exception:
+            if rate == RATES[0]:
+                raise
+            continue  # it does not bear this rate
+        if not (at_rates.is_finite() and control.is_finite()):
+            continue
+        steps = at_rates.steps_above_rounding(control)
+        compared = max(compared, steps)
+        share = afterwards.parts_from(at_rates, control, steps)
+        if share is not None:
+            nonlinear = nonlinear or (
+                f"scaling its update is not training at another learning rate (at rates near {rate:g} the two part by "
+                f"{min(share, 9.99):.2g} of the way within {STEPS} steps)"
+            )
+        elif nonlinear is None and steps == STEPS and not _same_memory(at_rates, afterwards, control):
+            nonlinear = "its state depends on the learning rate"
+    if compared < STEPS // 2 and nonlinear is None:
+        nonlinear = "rounding errors alone change its steps so much that its linearity cannot be seen"
+    if nonlinear is None:
+        nonlinear = _lost_in_rounding(optimizer, form, plain)
+    return Measurement(nonlinear=nonlinear)
+
+
+def _acts(form: Form, plain: Path) -> bool:
+    """Whether the rate in the groups makes a difference after the first step: a small rate, or else a large one."""
+    for rate in RATES:
+        unscaled = plain if rate == RATES[0] else form.train(rate)
+        if unscaled.responds(form.train(rate, LATER_FACTORS), form.train(rate, LATER_FACTORS, shaken=True)):
+            return True
+    return False
+
+
+def _rates(optimizer: Optimizer) -> list[float]:
+    present = max(float(group["lr"]) for group in optimizer.param_groups)
+    beyond = not min(RATES) <= present <= max(RATES) and 1e-6 <= present <= 10.0
+    return [*RATES, present] if beyond else list(RATES)
+
+
+def _lost_in_rounding(optimizer: Optimizer, form: Form, plain: Path) -> str | None:
+    """Whether an optimizer with 16-bit parameters makes up for rounding, and so undoes a factor that comes after it.
+
+    Steps of a quarter of the parameters' spacing are lost when they are added. An optimizer that gets somewhere with
+    them keeps what was lost (or the whole parameter) elsewhere, and must then get where the plain one would.
+    """
+    dtypes = {p.dtype for p in parameters_of(optimizer)} & {torch.float16, torch.bfloat16}
+    for dtype in sorted(dtypes, key=str):
+        spacing = torch.finfo(dtype).eps
+        low = replace(form, dtype=dtype)
+        rate = RATES[0] * spacing / 4 / plain.longest_step()
+        try:
+            at_rate = low.train(rate, (FACTOR_OF_16_BITS,), steps=STEPS_OF_16_BITS)
+            afterwards = low.train(rate, (FACTOR_OF_16_BITS,), steps=STEPS_OF_16_BITS, afterwards=True)
+        except Exception as error:
+            return f"it could not be tried with parameters of {dtype} ({_in_words(error)})"
+        if not (at_rate.gap(afterwards)[-1] <= 1.5 * spacing).all():
+            return (
+                f"it makes up for what rounding to {dtype} loses (compensated summation, stochastic rounding or a "
+                "float32 copy of the parameters), and would undo the noise as it undoes rounding"
+            )
+    return None
+
+
+def _working_form(optimizer: Optimizer) -> tuple[Form, Path]:
+    """The first way of making and feeding a toy in which it can be trained, and its training."""
+    devices = dict.fromkeys(
+        [torch.device("cpu"), *(p.device for p in parameters_of(optimizer) if p.device.type != "meta")]
+    )
+    first_error: Exception | None = None
+    idle: tuple[Form, Path] | None = None
+    for device, dtype, build in itertools.product(devices, (torch.float64, torch.float32), BUILDS):
+        for feed in FEEDS:
+            form = Form(optimizer, device, dtype, build, feed)
+            try:
+                path = form.train(RATES[0])
+            except Exception as error:
+                first_error = first_error or error
+                continue
+            if path.is_finite() and path.moves():
+                return form, path
+            idle = idle or (form, path)
+    if idle is not None and idle[1].is_finite():
+        return idle
+    raise _Failure("its steps are not finite" if first_error is None else _in_words(first_error)) from first_error
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().rstrip(":").split("\n")[0]
+
+
+# What is compared
+
+
+def _memory(path: Path) -> list[Any]:
+    """All that an optimizer remembers but the parameters themselves, and the rate wherever the groups have it."""
+    optimizer = path.toy
+    groups = [
+        {key: _unless_rate(value, path) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    rest = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
+    attributes = {
+        key: value
+        for key, value in vars(optimizer).items()
+        if key not in NOT_COPIED and not key.startswith("_optimizer_")
+    }
+    return [*(optimizer.state.get(p) for p in parameters_of(optimizer)), groups, rest, attributes]
+
+
+def _unless_rate(value: Any, path: Path) -> Any:
+    is_number = isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1)
+    return "the rate" if is_number and any(math.isclose(value, rate, rel_tol=1e-6) for rate in path.rates) else value
+
+
+def _same_memory(one: Path, two: Path, control: Path) -> bool:
+    return _same(_memory(one), _memory(two), _memory(control), set())
+
+
+def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:
+    """Whether two memories agree as far as rounding lets the control agree with the first."""
+    if isinstance(one, Tensor):
+        if not isinstance(two, Tensor) or one.shape != two.shape:
+            return False
+        if one.numel() == 0:
+            return True
+        first, second = one.detach().to(torch.complex128), two.detach().to(torch.complex128)
+        rounding = 0.0
+        if isinstance(control, Tensor) and control.shape == one.shape:
+            rounding = float((control.detach().to(torch.complex128) - first).abs().max())
+        # Compensated summation remembers rounding errors of parameters, which are near 1: those need not agree.
+        smallest = 16 * torch.finfo(one.dtype).eps if one.is_floating_point() else 0.0
+        allowed = precision_of(one.dtype) * float(first.abs().max()) + 10 * rounding + smallest
+        return bool((first - second).abs().max() <= allowed)
+    if isinstance(one, float) and isinstance(two, float):
+        rounding = abs(one - control) if isinstance(control, float) else 0.0
+        return math.isclose(one, two, rel_tol=1e-6, abs_tol=10 * rounding) or (math.isnan(one) and math.isnan(two))
+    if isinstance(one, PLAIN):
+        return bool(one == two)
+    if id(one) in seen:
+        return True
+    seen.add(id(one))
+    if isinstance(one, dict):
+        # Keys may be parameters: a toy's are its own, and the order is the same.
+        controls = (
+            list(control.values()) if isinstance(control, dict) and len(control) == len(one) else [None] * len(one)
+        )
+        return (
+            isinstance(two, dict)
+            and len(one) == len(two)
+            and all(_same(a, b, c, seen) for a, b, c in zip(one.values(), two.values(), controls, strict=True))
+        )
+    if isinstance(one, (list, tuple)):
+        controls = (
+            list(control) if isinstance(control, (list, tuple)) and len(control) == len(one) else [None] * len(one)
+        )
+        return len(one) == len(two) and all(map(_same, one, two, controls, itertools.repeat(seen)))
+    if isinstance(one, np.ndarray):
+        return _same(torch.from_numpy(one), torch.from_numpy(two), None, seen)
+    if hasattr(one, "__dict__") and not isinstance(one, (types.FunctionType, type, Optimizer, nn.Module)):
+        return type(one) is type(two) and _same(vars(one), vars(two), getattr(control, "__dict__", None), seen)
+    return True  # functions, generators and the like: nothing that could be compared
