@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from flatter.flatness.batches import Replay
 from flatter.flatness.errors import FlatnessError
 from flatter.flatness.guard import Mode, untouched
-from flatter.flatness.objective import Loss, Objective, measuring
+from flatter.flatness.objective import Loss, Objective, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -26,6 +27,7 @@ class Comparison:
         models: by name; a single one is called ``"model"``.
         data: data sets by name; a single one is called ``"data"``.
         loss, max_batches, mode, dtype: as for :func:`flatter.flatness.measuring`.
+        replays: by data set, what its batches were at the first pass: all models must see the same.
     """
 
     models: dict[str, nn.Module]
@@ -34,6 +36,7 @@ class Comparison:
     max_batches: int | None
     mode: Mode
     dtype: torch.dtype | None
+    replays: dict[str, Replay] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -64,6 +67,10 @@ class Comparison:
                 raise FlatnessError(f"no {kind} was given: the mapping is empty")
         return cls(models, sets, loss, max_batches, mode, dtype)
 
+    def alone(self, name: str) -> Comparison:
+        """The same with one of the models."""
+        return replace(self, models={name: self.models[name]})
+
     @property
     def first(self) -> nn.Module:
         """The first model: directions that all share are made from its weights."""
@@ -83,13 +90,14 @@ class Comparison:
             loss: in place of :attr:`loss`, which is lent all the same.
         """
         try:
-            with measuring(
+            with measuring_again(
                 self.models[model],
                 self.loss if loss is None else loss,
                 self.data[data],
                 max_batches=self.max_batches,
                 mode=self.mode,
                 dtype=self.dtype,
+                replay=self.replays.setdefault(data, Replay()),
             ) as objective:
                 if loss is not None and isinstance(self.loss, nn.Module):
                     with untouched(self.loss, mode=self.mode, dtype=self.dtype):

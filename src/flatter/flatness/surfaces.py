@@ -169,9 +169,8 @@ def plane_surface(
     across = _margin(corners["x"]) if xs is None else checked_distances(xs, "xs")
     up = _margin(corners["y"]) if ys is None else checked_distances(ys, "ys")
     name = next(iter(models))
-    alone = Comparison({name: three.first}, three.data, loss, max_batches, mode, dtype)
     step = counter(progress, len(three.data) * len(across) * len(up))
-    grids = _grids(alone, given_directions([x_axis, y_axis]), across, up, step)
+    grids = _grids(three.alone(name), given_directions([x_axis, y_axis]), across, up, step)
     points = zip(corners["x"], corners["y"], strict=True)
     return LossSurface(across, up, grids, dict(zip(models, points, strict=True)))
 

@@ -171,7 +171,7 @@ def fooling_path(
         chosen = checked_distances(distances)
     step = counter(progress, len(compared.pairs) * len(chosen))
     curves: list[LossCurve] = []
-    for name, one in compared.models.items():
+    for name in compared.models:
         first_set = next(iter(compared.data))
         with compared.measuring(name, first_set) as objective:
             gradient = objective.gradient()[1]
@@ -179,8 +179,7 @@ def fooling_path(
                 if parameter not in names:
                     part.zero_()
         direction = unit(gradient, f"the gradient of model {name!r}")
-        alone = Comparison({name: one}, compared.data, loss, max_batches, mode, dtype)
-        curves += curves_along(alone, given_directions([direction]), chosen, step)
+        curves += curves_along(compared.alone(name), given_directions([direction]), chosen, step)
     return LossCurves(chosen, tuple(curves))
 
 
