@@ -121,7 +121,7 @@ def model():
 @pytest.mark.parametrize("data", CHANGING.values(), ids=CHANGING)
 def test_data_that_change_are_an_error_everywhere(measure, data):
     torch.manual_seed(2)
-    with pytest.raises(FlatnessError, match="the data change: .* give list") as caught:
+    with pytest.raises(FlatnessError, match=r"the data change: .* give list") as caught:
         measure(model(), MSE, data())
     assert "\n" not in str(caught.value)
 
@@ -154,7 +154,7 @@ def test_a_model_that_writes_to_its_inputs():
 
     inputs = torch.zeros(5, 3)
     for data in ((inputs, torch.zeros(5, 1)), [(inputs, torch.zeros(5, 1))]):
-        with pytest.raises(FlatnessError, match="the data change: batch 0 .* may write to its inputs"):
+        with pytest.raises(FlatnessError, match=r"the data change: batch 0 .* may write to its inputs"):
             flatness.random_weight_paths(Writes(), MSE, data)
 
 

@@ -71,8 +71,8 @@ class Replay:
 
 
 _ADVICE = (
-    ". Every loss must be over the same data, but a sampler or augmentation with a state of its own, worker processes or "
-    "an exhausted iterator cannot be replayed, and a model may write to its inputs: give list(loader)"
+    ". Every loss must be over the same data, but a sampler or augmentation with a state of its own, worker processes "
+    "or an exhausted iterator cannot be replayed, and a model may write to its inputs: give list(loader)"
 )
 
 
@@ -256,7 +256,7 @@ def _tensor_parts(tensor: torch.Tensor) -> Iterator[bytes]:
         yield from _tensor_parts(tensor._indices())
         yield from _tensor_parts(tensor._values())
     elif tensor.layout != torch.strided:
-        yield from _tensor_parts(tensor.to_sparse_coo())
+        yield from _tensor_parts(tensor.to_sparse(layout=torch.sparse_coo))
     elif tensor.numel() and tensor.device.type != "meta":
         flat = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten()
         words = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).view(torch.uint8)

@@ -116,9 +116,9 @@ class Comparison:
             FlatnessError: the parameters that require a gradient differ in name or shape.
         """
         first_name, *others = self.models
-        first = _shapes(self.models[first_name])
+        first = parameter_shapes(self.models[first_name])
         for name in others:
-            shapes = _shapes(self.models[name])
+            shapes = parameter_shapes(self.models[name])
             if shapes == first:
                 continue
             differing = next(key for key in {**first, **shapes} if first.get(key) != shapes.get(key))
@@ -142,7 +142,12 @@ def counter(progress: Progress | None, most: int) -> Callable[[], None]:
     return step
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters that require a gradient, by name.
+
+    Raises:
+        FlatnessError: not a module.
+    """
     if not isinstance(model, nn.Module):
         raise FlatnessError(f"a model must be a torch.nn.Module; got a {type(model).__name__}")
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
