@@ -404,6 +404,8 @@ class _PairLoss:
             "loss between samples? Give BatchLoss(function, count=...) that says how much a batch counts, or all data "
             "as one batch"
         )
+        if self._halved > 1:
+            raise FlatnessError(self._not_mean)
 
 
 def _is_torchs(loss: Any) -> bool:

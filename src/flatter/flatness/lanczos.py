@@ -17,8 +17,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -79,6 +79,28 @@ def lanczos(
         basis_size: how many vectors to keep; default: the larger of 20 and ``2 k + 10``. More need fewer products.
         vectors: whether to return the eigenvectors. Default: ``False``.
     """
+    options: dict[str, Any] = {"by": by, "tol": tol, "basis_size": basis_size, "vectors": vectors}
+    pairs, finished = _search(apply, start, k, max_iter, inner=tol, **options)
+    if not finished or pairs.converged or max_iter - pairs.products < 2 * k:
+        return pairs
+    # What a later search found is orthogonal to pairs with errors of their own, which add to its own error.
+    again, _ = _search(apply, start, k, max_iter - pairs.products, inner=0.2 * tol, **options)
+    return replace(again, products=pairs.products + again.products)
+
+
+def _search(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    k: int,
+    max_iter: int,
+    *,
+    by: By,
+    tol: float,
+    inner: float,
+    basis_size: int | None,
+    vectors: bool,
+) -> tuple[RitzPairs, bool]:
+    """Search until the recurrence's residuals are within ``inner``, and say whether they came to be."""
     n, device, dtype = len(start), start.device, start.dtype
     least = k + (2 if by == "value" else 3)  # a vector for each end that is searched, and the next one
     basis_size = min(n, max(20, 2 * k + 10) if basis_size is None else max(basis_size, least))
@@ -114,7 +136,7 @@ def lanczos(
         rounding = 100 * torch.finfo(dtype).eps * float(values.abs().max())
         whole = size == n
         invariant = norm <= rounding and not whole
-        good = residuals <= (tol * values.abs()).clamp_min(rounding)
+        good = residuals <= (inner * values.abs()).clamp_min(rounding)
         if whole:
             good[:] = True
         settled = whole or invariant or steps >= LEAST_PRODUCTS
@@ -127,7 +149,7 @@ def lanczos(
             # The bound is for searches without restarts; those that keep little of the search begin it anew.
             degree = steps if basis_size - k >= LEAST_PRODUCTS else min(steps, size - k)
             # Ten times closer than the first search: a value can seem to converge before a larger one close by shows.
-            close = residuals <= (0.1 * tol * values.abs()).clamp_min(rounding)
+            close = residuals <= (0.1 * inner * values.abs()).clamp_min(rounding)
             confirmed = invariant or all(
                 (settled and bool(close[best])) or _would_have_shown(gap, spread, degree, n - k)
                 for best, gap, spread in sides
@@ -171,7 +193,8 @@ def lanczos(
         true[index] = _norm(residual)
         products += 1
     small = true <= (tol * best.abs()).clamp_min(rounding)  # false for NaN
-    return RitzPairs(best, true, basis[:k].clone() if vectors else None, products, done and bool(small.all()))
+    found = basis[:k].clone() if vectors else None
+    return RitzPairs(best, true, found, products, done and bool(small.all())), done
 
 
 def _sides(values: torch.Tensor, order: torch.Tensor, k: int, by: By) -> list[tuple[int, float, float]]:
