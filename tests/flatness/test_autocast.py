@@ -188,3 +188,31 @@ def test_the_users_cache_is_on_again_and_right():
         assert torch.equal(model(x), before)
         F.cross_entropy(before, y).backward()
     assert model[0].weight.grad is not None
+
+
+def test_another_default_device_and_dtype_change_nothing():
+    """Every tensor of the laboratory names its device: on the meta device it would have no values."""
+    model, data = example()
+    well = flatness.DoubleWell(barriers=(0.1, 0.1))
+
+    def measured():
+        return (
+            flatness.top_eigenvalues(model, CE, data, 3),
+            flatness.trace(model, CE, data, max_probes=12),
+            flatness.random_weight_paths(model, CE, data, directions=2, distances=[1]),
+            flatness.input_noise_paths(model, CE, data, directions=1),
+            flatness.validation_paths(model, CE, data, data[0][0], trials=1),
+            flatness.fooling_path(model, CE, data),
+            flatness.loss_surface(model, CE, data, xs=[0, 1], ys=[0, 1]),
+            flatness.exact_escape(well, lr=0.1, batch_size=1),
+            flatness.simulate_escape(well, lr=0.1, batch_size=1, replicas=20, updates=20).times.tolist(),
+        )
+
+    expected = measured()
+    with torch.device("meta"):
+        assert str(measured()) == str(expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert str(measured()) == str(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
