@@ -19,7 +19,8 @@ class FlatnessRecord:
         values: by name, each finite: ``loss``, ``gradient_norm``, ``eigenvalue_1`` and so on, ``trace`` and half the
             width of its 95 % interval, ``trace_error``; the mean loss increase at each radius, ``loss_increase_0.1``.
         missing: by name, why there is no value.
-        unconverged: names of the eigenvalues whose residual was not within 1 % after ``max_iter`` products.
+        unconverged: names of the values that ``max_iter`` products did not settle: eigenvalues whose residual is not
+            within 1 %, or of which a further copy may be missing; the trace if its error bar is more than 10 % of it.
         seconds: what it took.
     """
 
