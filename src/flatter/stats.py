@@ -99,10 +99,9 @@ def judge(
     for their skewness. The sign of the mean difference says which.
 
     A comparison can stand **behind** another and is tested only after that one has a verdict, as a method's comparison
-    with its control behind its comparison with vanilla. The comparisons then form chains, one for each that stands
-    behind nothing, and :func:`holm_chains` corrects over the number of chains: what stands behind costs the others no
-    power. The probability that any verdict of the family is false is at most ``level``, however the comparisons depend
-    on each other.
+    with its control behind its comparison with vanilla. :func:`gated_holm` then corrects over the number of comparisons
+    that stand behind nothing, so those behind cost the others no power. The probability that any verdict of the family
+    is false is at most ``level``, however the comparisons depend on each other.
 
     Measured (``benchmarks/paired_statistics.py``: 4 arms, 10 seeds, level 0.05): of families without any effect, 0.036
     had a verdict for normal metrics and 0.019 for error counts with their many ties; about half of it is ``"helps"``.
@@ -117,8 +116,8 @@ def judge(
         better: whether a ``"lower"`` or a ``"higher"`` metric is better.
         level: the family-wise level of the tests, in (0, 1). Default: 0.05.
         power: the power at which ``seeds_needed`` aims, in (0, 1). Default: 0.8.
-        behind: by name, the comparison that must have a verdict before this one is tested. At most one stands behind
-            each. Default: none.
+        behind: by name, the comparison that must have a verdict before this one is tested; that one must stand behind
+            nothing itself. Default: none.
         barred: by name, the verdict of comparisons that the caller knows must not be tested (``"not independent"`` or
             ``"not comparable"``), or that were found to be identical (``"does nothing"``). Default: none.
         absent: comparisons that belong to the family and whose values are not at hand: they count in the correction as
@@ -129,8 +128,8 @@ def judge(
 
     Returns:
         One judgement per name, in the order of ``pairs``. ``seeds_needed`` of an inconclusive comparison is for the
-        level divided by the number of chains: what the correction asks of its smallest p value, and more than it asks
-        of the others. It is always above the number of pairs that did not suffice.
+        level divided by the number of comparisons that stand behind nothing: what the correction asks of its smallest
+        p value, and more than it asks of the others. It is always above the number of pairs that did not suffice.
 
     Raises:
         ValueError: an entry is empty or its two sides differ in length; ``better``, ``level``, ``power``, ``behind`` or
@@ -149,11 +148,11 @@ def judge(
         for name, d in differences.items()
         if not all(map(math.isfinite, d)) or barred.get(name) in UNTESTED
     }
-    chains = _chains(list(differences), behind or {}, known)
-    p_values = {name: sign_flip_p_value(differences[name]) for chain in chains for name in chain}
+    branches = _branches(list(differences), behind or {}, known)
+    p_values = {name: sign_flip_p_value(differences[name]) for branch in branches for name in branch}
     p_skewness = {name: skewness_adjusted_p_value(differences[name]) for name in p_values}
     larger = {name: max(p, p_skewness[name]) for name, p in p_values.items()}
-    corrected = _corrected(chains, larger, absent)
+    corrected = _corrected(branches, larger, absent)
 
     judgements = {}
     for name, d in differences.items():
@@ -173,10 +172,10 @@ def judge(
             verdict = "helps" if (mean < 0) == (better == "lower") else "hurts"
         elif barred.get(name) == "does nothing":
             verdict = "does nothing"
-        elif _corrected(chains, {**larger, name: p_values[name]}, absent)[name] <= level:
+        elif _corrected(branches, {**larger, name: p_values[name]}, absent)[name] <= level:
             verdict = "skewed"
         elif len(d) > 1:
-            share = level / (len(chains) + absent)
+            share = level / (len(branches) + absent)
             seeds = seeds_needed(d, share, power)
             # The forecast rests on a t test, which may call these pairs enough where the sign-flip test did not.
             seeds = None if seeds is None else max(seeds, len(d) + 1)
@@ -187,39 +186,25 @@ def judge(
     return judgements
 
 
-def _chains(names: Sequence[str], behind: Mapping[str, str], known: Mapping[str, Verdict]) -> list[list[str]]:
-    """The comparisons as chains, each as far as it can be tested: what stands behind an untested one is not."""
+def _branches(names: Sequence[str], behind: Mapping[str, str], known: Mapping[str, Verdict]) -> list[list[str]]:
+    """Each comparison that can be tested and stands behind nothing, followed by those behind it that can be."""
     for name, gate in behind.items():
-        if name not in names or gate not in names:
-            raise ValueError(f"{name!r} is to stand behind {gate!r}, but both must be among the pairs")
-    after = {gate: name for name, gate in behind.items()}
-    if len(after) < len(behind):
-        raise ValueError(f"at most one comparison can stand behind each other one; got {dict(behind)}")
-    chains = []
-    reached = 0
-    for root in names:
-        if root in behind:
-            continue
-        chain: list[str] = []
-        name: str | None = root
-        while name is not None and name not in known:
-            chain.append(name)
-            name = after.get(name)
-        while name is not None:
-            reached += 1
-            name = after.get(name)
-        reached += len(chain)
-        if chain:
-            chains.append(chain)
-    if reached < len(names):
-        raise ValueError(f"comparisons cannot stand behind each other in a circle; got {dict(behind)}")
-    return chains
+        if name not in names or gate not in names or gate in behind:
+            raise ValueError(
+                f"{name!r} is to stand behind {gate!r}: both must be among the pairs, and {gate!r} must stand behind "
+                "nothing itself"
+            )
+    return [
+        [first, *(name for name, gate in behind.items() if gate == first and name not in known)]
+        for first in names
+        if first not in behind and first not in known
+    ]
 
 
-def _corrected(chains: Sequence[Sequence[str]], p_values: Mapping[str, float], absent: int) -> dict[str, float]:
-    # An absent comparison has shown nothing: as a chain of one p value of 1 it never ends before the others.
-    found = holm_chains([[p_values[name] for name in chain] for chain in chains] + [[1.0]] * absent)
-    return {name: p for chain, ps in zip(chains, found, strict=False) for name, p in zip(chain, ps, strict=True)}
+def _corrected(branches: Sequence[Sequence[str]], p_values: Mapping[str, float], absent: int) -> dict[str, float]:
+    # An absent comparison has shown nothing: its p value is 1, and it stays in the family to the end.
+    found = gated_holm([[p_values[name] for name in branch] for branch in branches] + [[1.0]] * absent)
+    return {name: p for branch, ps in zip(branches, found, strict=False) for name, p in zip(branch, ps, strict=True)}
 
 
 def sign_flip_p_value(differences: Sequence[float]) -> float:
@@ -393,46 +378,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Raises:
         ValueError: a value is not in [0, 1].
     """
-    return [p for (p,) in holm_chains([[p] for p in p_values])]
+    return [p for (p,) in gated_holm([[p] for p in p_values])]
 
 
-def holm_chains(chains: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Holm's step-down correction over chains of comparisons, each tested only after the one before it was rejected.
+def gated_holm(branches: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Holm's step-down correction where comparisons stand behind others, and are tested only after their rejection.
 
-    Of every chain only the first comparison that was not rejected yet is tested; the smallest p value among these is
-    multiplied by the number of chains that are not at their end. No corrected p value is below one that was rejected
-    before it. With chains of one comparison each this is :func:`holm`.
+    A branch is a first comparison and those behind it. As long as the first is not rejected it alone is tested;
+    afterwards those behind it are, by Holm's method among themselves: the smallest of the k that are left is multiplied
+    by k. The smallest number over all branches is multiplied by the number of branches in which something is left to
+    reject. No corrected p value is below one that was rejected before it. Without any behind, this is :func:`holm`.
 
-    The probability of any false rejection is at most the level, whatever the dependence. Proof: let T chains hold a
-    true null hypothesis, and consider the first false rejection. All that was rejected before were false hypotheses, so
-    it is the first true one of its chain, and none of the T chains is at its end: it was compared with at most level/T.
-    The first true hypotheses of the T chains are T fixed hypotheses; that any of their p values is at most level/T has a
-    probability of at most level (Bonferroni). It is a graphical procedure in the sense of Bretz et al., A graphical
-    approach to sequentially rejective multiple test procedures, Statistics in Medicine 28 (2009): a chain passes its
-    share of the level along, and at its end on to the other chains.
+    The probability of any false rejection is at most the level, whatever the dependence. Proof: let T branches hold a
+    true null hypothesis, and consider the first false rejection. Only false hypotheses were rejected before, so
+    something is left in each of the T branches. If the first hypothesis of a branch is true, its p value was at most
+    level/T. If not, and k of those behind it are true, at least k were left there, and the p value of one of these k
+    was at most level/(T k). By Bonferroni's inequality the probability is at most level/T in either case, and over the
+    T branches at most the level. It is a graphical procedure in the sense of Bretz et al., A graphical approach to
+    sequentially rejective multiple test procedures, Statistics in Medicine 28 (2009).
 
     Args:
-        chains: the uncorrected p values, each in [0, 1], of each chain in their order; may be empty.
+        branches: the uncorrected p values, each in [0, 1], the first of each branch in front; may be empty.
 
     Returns:
-        The corrected p values, in the order given. Those of comparisons behind one that is not rejected say at which
-        level they would be.
+        The corrected p values, in the order given. One behind a comparison that is not rejected is never smaller than
+        that comparison's.
 
     Raises:
         ValueError: a value is not in [0, 1].
     """
-    for p in (p for chain in chains for p in chain):
+    for p in (p for branch in branches for p in branch):
         if not 0 <= p <= 1:
             raise ValueError(f"a p value lies in [0, 1]; got {p}: leave out the comparisons that have none")
-    corrected: list[list[float]] = [[] for _ in chains]
-    open_chains = [index for index, chain in enumerate(chains) if chain]
+    corrected = [[math.nan] * len(branch) for branch in branches]
+    left = {index: [0] for index, branch in enumerate(branches) if branch}
     largest = 0.0
-    while open_chains:
-        index = min(open_chains, key=lambda i: chains[i][len(corrected[i])])
-        largest = max(largest, min(1.0, len(open_chains) * chains[index][len(corrected[index])]))
-        corrected[index].append(largest)
-        if len(corrected[index]) == len(chains[index]):
-            open_chains.remove(index)
+    while left:
+        candidates = {
+            index: min((len(positions) * branches[index][position], position) for position in positions)
+            for index, positions in left.items()
+        }
+        index = min(candidates, key=lambda i: candidates[i][0])
+        p, position = candidates[index]
+        largest = max(largest, min(1.0, len(left) * p))
+        corrected[index][position] = largest
+        left[index] = [i for i in left[index] if i != position] if position else list(range(1, len(branches[index])))
+        if not left[index]:
+            del left[index]
     return corrected
 
 
