@@ -16,7 +16,7 @@ from flatter.report.page import write_page
 from flatter.report.progress import LiveProgress
 from flatter.report.terminal import show
 from flatter.stats import Better
-from flatter.study.analysis import analyse
+from flatter.study.analysis import analyse, look_of
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
 from flatter.study.comparison import Comparison, Subject
 from flatter.study.flatness import FlatnessSettings
@@ -177,7 +177,8 @@ def _compare(
         if not quiet:
             _say_what_runs_again(console, specs, store, measured)
         records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
-    comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
+        comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured, store=store)
+        store.remember(subject.family, look_of(specs, chosen, numbers))
     # The page first: whoever reads the table may go away before its end.
     page = None if out is None else write_page(comparison, out / PAGE_NAME)
     if not quiet:

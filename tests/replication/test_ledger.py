@@ -59,7 +59,7 @@ def test_a_reproduced_claim():
     assert found.expected == pytest.approx(-25.0 * 2.78 / 25.38)
     assert found.p < 0.05
     assert found.credit == "noise"  # LEAP's mean factor is 1: vanilla is its control
-    assert found.seeds_needed is None
+    assert found.seeds_range is None
     assert "leap changes vanilla's 25.00 % by −2.50 [−" in found.explanation
     assert "the paper's relative gain of 11.0 % would be −2.74. The direction is shown (p = 0.002)" in found.explanation
 
@@ -82,8 +82,10 @@ def test_a_refuted_claim():
 def test_an_open_claim():
     found = entry({"vanilla": 25.0, "leap": 23.5}, spread=15.0)
     assert found.verdict == "inconclusive"
-    assert found.seeds_needed > 10
-    assert f"about {found.seeds_needed} seeds would settle it" in found.explanation
+    fewest, most = found.seeds_range
+    assert fewest > 10
+    assert most is None
+    assert f"it takes at least {fewest} seeds to settle it, and may take far more" in found.explanation
 
 
 def test_another_baseline_comes_first_and_hides_nothing():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 from flatter.stats import Better, Judgement
@@ -29,6 +31,8 @@ class ArmSummary:
         vs_vanilla: the paired comparison with vanilla; ``None`` for vanilla itself.
         vs_control: the paired comparison with the control; ``None`` where there is none or it is vanilla.
         time_ratio: time per epoch against vanilla: median over seeds of the ratio of the median epoch times.
+        repeats: seeds whose training is the same as that of an earlier seed of this arm, in all metrics of all epochs:
+            they are not independent, and nothing is concluded from them.
     """
 
     name: str
@@ -43,6 +47,7 @@ class ArmSummary:
     vs_vanilla: Judgement | None
     vs_control: Judgement | None
     time_ratio: float
+    repeats: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,12 @@ class Subject:
     settings: Mapping[str, Any]
     code: str = ""
 
+    @property
+    def family(self) -> str:
+        """Hash of what arms are judged on: those of one family of tests have it in common, whatever the versions."""
+        content = [self.name, self.metric, dict(self.settings), self.code]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -81,6 +92,10 @@ class Comparison:
         arms: one summary per arm, vanilla first, each method followed by its control.
         records: every trial's record.
         flatness: how flat the final models are, arm by arm; ``None`` where it was not asked for.
+        earlier_arms: methods that the store judged on this subject before and that are not among ``arms``: the
+            correction for the number of comparisons counts them.
+        earlier_seeds: other sets of seeds that the store judged on this subject before. A verdict that comes after
+            other looks at the data is more often false than ``level`` says.
     """
 
     task: str
@@ -93,3 +108,5 @@ class Comparison:
     arms: tuple[ArmSummary, ...]
     records: tuple[Record, ...]
     flatness: FlatnessSummary | None = None
+    earlier_arms: tuple[str, ...] = ()
+    earlier_seeds: tuple[tuple[int, ...], ...] = ()

@@ -82,7 +82,8 @@ class Record:
 
     def metrics(self) -> list[tuple[tuple[str, float | None], ...]]:
         """What the training function reported, epoch by epoch, in an order that does not depend on its own; a NaN is
-        ``None``, so that it equals itself."""
+        ``None``, so that it equals itself.
+        """
         return [
             tuple(
                 (name, None if math.isnan(value) else value)
@@ -95,3 +96,35 @@ class Record:
     def final(self, metric: str) -> float:
         """The final epoch's metric; NaN for a failed trial."""
         return float(self.epochs[-1][metric]) if self.status == "finished" else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedArm:
+    """An arm that was judged, as a store remembers it.
+
+    Attributes:
+        name: what it was called.
+        control: the name of its control; ``None`` where it has none.
+        is_control: whether it is one.
+        identity: a text that two arms share if they do the same.
+        keys: of each seed, the key of its trial.
+    """
+
+    name: str
+    control: str | None
+    is_control: bool
+    identity: str
+    keys: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A comparison that was judged: later ones on the same subject must know of it.
+
+    Attributes:
+        seeds: the seeds.
+        arms: the arms, without vanilla.
+    """
+
+    seeds: tuple[int, ...]
+    arms: tuple[JudgedArm, ...]

@@ -308,9 +308,9 @@ class _Calendar:
         fractional = isinstance(self._scheduler, CosineAnnealingWarmRestarts)  # may be told the epoch as a fraction
         if counted > told or (self._must_step and counted < (1 if fractional else least)):
             raise TrialError(
-                f"trial.attach was told interval={self._interval!r}, so {told} scheduler steps in {_epochs(epoch)}, but "
-                f"the scheduler that it returned was stepped {counted} times: call its step() once per {self._interval}, "
-                'or pass interval="step" or "epoch" as you call it'
+                f"trial.attach was told interval={self._interval!r}, so {told} scheduler steps in {_epochs(epoch)}, "
+                f"but the scheduler that it returned was stepped {counted} times: call its step() once per "
+                f"{self._interval}, or pass interval='step' or 'epoch' as you call it"
             )
 
 
