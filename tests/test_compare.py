@@ -129,7 +129,7 @@ def test_arms_of_a_seed_are_paired_and_f_equal_1_changes_nothing():
         assert got["leap", seed] != got["vanilla", seed]
     judged = by_name(comparison)["nothing"].vs_vanilla
     assert judged.differences == (0.0, 0.0, 0.0)
-    assert judged.verdict == "inconclusive"
+    assert (judged.verdict, judged.p, judged.seeds_needed) == ("does nothing", 1.0, None)
 
 
 def test_summary_is_of_the_final_epoch():
