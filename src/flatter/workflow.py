@@ -18,7 +18,7 @@ from flatter.report.terminal import show
 from flatter.stats import Better
 from flatter.study.analysis import analyse, look_of
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
-from flatter.study.comparison import Comparison, Subject
+from flatter.study.comparison import Comparison, Subject, direction_of
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.identify import identify
 from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
@@ -42,7 +42,7 @@ def compare(
     *,
     metric: str = "test_error",
     unit: str = "",
-    better: Better = "lower",
+    better: Better | None = None,
     level: float = 0.05,
     controls: bool = True,
     out: str | Path | None = None,
@@ -64,7 +64,8 @@ def compare(
         seeds: how many (0, 1, …) or which; default 10. Fewer than 6 cannot reach a verdict at level 0.05.
         metric: the reported metric that is judged, by its value after the final epoch; default ``"test_error"``.
         unit: its unit, for the report.
-        better: whether ``"lower"`` (the default) or ``"higher"`` is better.
+        better: whether ``"lower"`` or ``"higher"`` is better. Default: what the metric's name says, such as lower for
+            ``"val_loss"`` and higher for ``"accuracy"``; a name that does not say it is refused.
         level: family-wise level of the tests; default 0.05.
         controls: whether to add the matched-rate controls; default ``True``.
         out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
@@ -90,11 +91,15 @@ def compare(
         StoreError: the folder cannot be used, or holds a damaged store.
         Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
     """
+    try:
+        direction = direction_of(metric, better)
+    except ValueError as error:
+        raise CompareError(str(error)) from None
     subject = Subject(
         name=name or str(getattr(train, "__name__", "training")),
         metric=metric,
         unit=unit,
-        better=better,
+        better=direction,
         settings={"training function": identify(train, stored=out is not None), **(settings or {})},
     )
     folder = None if out is None else Path(out)
@@ -140,6 +145,14 @@ def compare_task(
 
     with _one_thread():
         return _compare(train, subject, arms, seeds, level, controls, out, flatness, retry_failed, quiet)
+
+
+def all_failed(comparison: Comparison) -> bool:
+    """Whether no arm could be compared because a trial of it, or of vanilla, failed."""
+    judged = [arm.vs_vanilla for arm in comparison.arms[1:] if not arm.is_control]
+    if not judged:
+        return comparison.arms[0].failed > 0
+    return all(judgement is None or judgement.verdict == "failed" for judgement in judged)
 
 
 @contextmanager
@@ -209,8 +222,6 @@ def _check(subject: Subject, level: float) -> None:
     """All that can be known to be wrong before the first trial."""
     if not 0 < level < 1:
         raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
-    if subject.better not in ("lower", "higher"):
-        raise CompareError(f"better must be 'lower' or 'higher'; got {subject.better!r}")
     try:
         json.dumps(dict(subject.settings))
     except (TypeError, ValueError) as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,6 +13,66 @@ from typing import Any
 from flatter.stats import Better, Judgement
 from flatter.study.flatness_summary import FlatnessSummary
 from flatter.study.records import Record
+
+_LOWER = (
+    "loss error err errors mse rmse mae mape smape nll bce ce perplexity ppl bpc bpd wer cer fid kid brier ece mce "
+    "divergence kl regret deviance distance entropy crossentropy lpips misclassification"
+)
+_HIGHER = (
+    "accuracy acc accuracies auc auroc auprc auprg roc prauc f1 f2 fbeta bleu sacrebleu rouge meteor chrf map ap iou "
+    "miou dice jaccard r2 precision recall sensitivity specificity reward rewards return returns psnr ssim mrr ndcg "
+    "likelihood elbo kappa mcc correlation pearson spearman winrate"
+)
+_DIRECTIONS: dict[str, Better] = {
+    **dict.fromkeys(_LOWER.split(), "lower"),
+    **dict.fromkeys(_HIGHER.split(), "higher"),
+}
+# They say something only where no other word does: a Brier score and a top-5 error are better if lower.
+_WEAK = ("score", "top", "hit", "hits")
+
+
+def known_direction(metric: str) -> Better | None:
+    """Whether lower or higher values of a metric are better, by its name; ``None`` where the name does not say so.
+
+    The last word that is known decides (``"top5_error"`` is an error), and ``neg`` or ``negative`` before it turns it
+    round, as in scikit-learn's ``neg_mean_squared_error``.
+    """
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", metric)
+    words = [word.lower() for word in re.findall(r"[A-Za-z]+[12]?", text)]
+    known = [(i, _DIRECTIONS[name]) for i, word in enumerate(words) if (name := _in_list(word)) is not None]
+    if not known:
+        return "higher" if any(word.rstrip("12") in _WEAK for word in words) else None
+    position, direction = known[-1]
+    if any(word in ("neg", "negative") for word in words[:position]):
+        return "lower" if direction == "higher" else "higher"
+    return direction
+
+
+def _in_list(word: str) -> str | None:
+    return next((name for name in (word, word.rstrip("12")) if name in _DIRECTIONS), None)
+
+
+def direction_of(metric: str, better: Better | None) -> Better:
+    """What is better of a metric: as it is said, else as its name says.
+
+    Raises:
+        ValueError: nothing is said and the name is not known, or ``better`` is neither ``"lower"`` nor ``"higher"``.
+    """
+    if better not in (None, "lower", "higher"):
+        raise ValueError(f"better must be 'lower' or 'higher'; got {better!r}")
+    known = known_direction(metric)
+    if better is None and known is None:
+        raise ValueError(
+            f"the name of the metric {metric!r} does not say whether lower or higher values are better: "
+            "pass better='lower' or better='higher'"
+        )
+    if better is not None and known is not None and better != known:
+        warnings.warn(
+            f"better={better!r} is taken as it is given, but of a metric called {metric!r} {known} values are usually "
+            "better",
+            stacklevel=3,
+        )
+    return better or known or "lower"
 
 
 @dataclass(frozen=True, slots=True)
