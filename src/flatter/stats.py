@@ -289,7 +289,7 @@ def skewness_adjusted_p_value(differences: Sequence[float]) -> float:
         return 0.0
     t = mean / math.sqrt(second / (n - 1))
     g = (1 + 12 / n) * float(np.mean(deviations**3)) / second**1.5
-    if g * t >= 0:
+    if g * t >= -1e-9 * abs(t):  # symmetric but for rounding counts as symmetric, so that p does not depend on the unit
         return 0.0
     adjusted = t + g * t**2 / (3 * math.sqrt(n)) + g**2 * t**3 / (27 * n) + g / (6 * math.sqrt(n))
     if adjusted * t <= 0:
@@ -626,7 +626,11 @@ def _finite(differences: Sequence[float]) -> NDArray[np.float64]:
 def _mean_and_sd(differences: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
     """Mean and standard deviation (n − 1), the latter NaN for one number."""
     d = np.asarray(differences, dtype=np.float64)
-    return float(d.mean()), float(d.std(ddof=1)) if len(d) > 1 else math.nan
+    largest = float(np.abs(d).max())
+    if largest == 0:
+        return 0.0, 0.0 if len(d) > 1 else math.nan
+    d = d / largest  # squares of very large or very small differences are no numbers
+    return largest * float(d.mean()), largest * float(d.std(ddof=1)) if len(d) > 1 else math.nan
 
 
 def _check_share(name: str, value: float) -> None:
