@@ -55,15 +55,15 @@ def flips(differences):
 
 
 def adjusted(differences):
-    """Student's t without what an opposite skewness takes from it; 0 where the skewness is no objection."""
+    """Student's t, divided where the skewness is opposite to the mean; 0 where the skewness is no objection."""
     n = len(differences)
     if n == 1 or sum(differences) == 0:
         return 1.0
     skewness = 0.0 if len(set(differences)) == 1 else float(scipy_stats.skew(differences))
     if abs(skewness) < 1e-7 or skewness * sum(differences) > 0:
         return 0.0
-    t = abs(float(scipy_stats.ttest_1samp(differences, 0).statistic)) - 32 / n * abs(skewness)
-    return 2 * float(scipy_stats.t.sf(t, n - 1)) if t > 0 else 1.0
+    t = abs(float(scipy_stats.ttest_1samp(differences, 0).statistic)) / (1 + 14 * abs(skewness) / n)
+    return 2 * float(scipy_stats.t.sf(t, n - 1))
 
 
 def rejected(branches, level):
