@@ -62,7 +62,7 @@ def adjusted(differences):
     skewness = 0.0 if len(set(differences)) == 1 else float(scipy_stats.skew(differences))
     if abs(skewness) < 1e-7 or skewness * sum(differences) > 0:
         return 0.0
-    t = abs(float(scipy_stats.ttest_1samp(differences, 0).statistic)) / (1 + 14 * abs(skewness) / n)
+    t = abs(float(scipy_stats.ttest_1samp(differences, 0).statistic)) / (1 + 16 * abs(skewness) / n)
     return 2 * float(scipy_stats.t.sf(t, n - 1))
 
 

@@ -125,7 +125,7 @@ def warnings(comparison: Comparison) -> list[str]:
         lines.append(
             f"This is not the first look: these trainings were judged before with {listing(counts)} seeds. Verdicts "
             "that come from looking again with more seeds are more often false than the level says: with a look after "
-            "every 10 seeds up to 100, in about 19 % of comparisons without any effect, instead of 5 %. Choose the "
+            "every 10 seeds up to 100, in about 17 % of comparisons without any effect, instead of 5 %. Choose the "
             "number of seeds in advance."
         )
     if comparison.earlier_arms:
