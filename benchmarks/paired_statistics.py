@@ -123,9 +123,7 @@ def sign_flip_p_values(samples):
 
 def skewness() -> None:
     """Print the error of a single test in each direction, and its power, with and without the skewness adjustment."""
-    print(
-        "\none test, two-sided level 0.05 and 0.05/4; differences of mean 0: share with a verdict towards the"
-    )
+    print("\none test, two-sided level 0.05 and 0.05/4; differences of mean 0: share with a verdict towards the")
     print("short tail and towards the long one; below, the power at a mean of 1 and of 1.5 standard deviations")
     print("20,000 samples each; of 20 pairs with Student's t in place of the sign flips")
     print(f"{'differences':16}{'n':>4}   {'sign flips alone':32}both tests")

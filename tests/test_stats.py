@@ -403,7 +403,7 @@ def test_the_gated_family_keeps_its_level():
 
 
 def test_gates_that_make_no_sense_are_refused():
-    pairs = {name: (LOWER, BASELINE) for name in "abc"}
+    pairs = dict.fromkeys("abc", (LOWER, BASELINE))
     for behind in ({"a": "x"}, {"x": "a"}, {"a": "b", "b": "c"}, {"a": "a"}):
         with pytest.raises(ValueError, match="is to stand behind"):
             judge(pairs, better="lower", behind=behind)

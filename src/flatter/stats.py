@@ -107,12 +107,14 @@ def judge(
     is false is at most ``level``, however the comparisons depend on each other.
 
     Measured (``benchmarks/paired_statistics.py``: 4 arms, 10 seeds, level 0.05): of families without any effect, 0.036
-    had a verdict for normal metrics and 0.019 for error counts with their many ties; about half of it is ``"helps"``.
+    had a verdict for normal metrics and 0.018 for error counts with their many ties; about half of it is ``"helps"``.
 
     Limit: differences that are not symmetric although their mean is 0, as of an arm that is mostly a little better and
     sometimes much worse. The adjustment holds the error of a single test in either direction to 0.03 (nominally 0.025)
-    at skewness 2 with 10 pairs or more; without it, it is 0.095. It cannot see what the sample does not show: where
-    one seed in five is much worse, all ten of one sample in nine are of the better kind.
+    at skewness 2 with 10 pairs or more; without it, it is 0.095. Of families of 4 such arms, 0.059 had a verdict, and
+    0.15 without it. It cannot see what the sample does not show: where one seed in five is much worse, all ten of one
+    sample in nine are of the better kind. Its price is power: 0.60 instead of 0.80 for a single effect of one standard
+    deviation with 10 pairs.
 
     Args:
         pairs: by name, the metric of the arm and of its baseline, one number per seed; position i of both is seed i.
@@ -266,8 +268,8 @@ def skewness_adjusted_p_value(differences: Sequence[float]) -> float:
     and p is 0. It is 1 for a single difference and where the mean is 0.
 
     Measured (``benchmarks/paired_statistics.py``): at a two-sided level of 0.05, both tests together reject towards the
-    short tail of exponential differences (mean 0, skewness 2) in 0.044, 0.037, 0.029 and 0.018 of samples of 6, 8, 10
-    and 20 pairs; the sign-flip test alone in 0.065, 0.093, 0.095 and 0.075.
+    short tail of exponential differences (mean 0, skewness 2) in 0.042, 0.032, 0.028 and 0.017 of samples of 6, 8, 10
+    and 20 pairs; the sign-flip test alone in 0.065, 0.093, 0.095 and 0.077.
 
     Args:
         differences: arm − baseline, one per pair, finite, at least one.
@@ -444,7 +446,8 @@ def seeds_needed(differences: Sequence[float], level: float, power: float = 0.8)
     (``benchmarks/paired_statistics.py``) the sign-flip test then finds the effect with a probability of 0.81 to
     0.91 at an aim of 0.8 (more where 2/2^n alone sets the number).
 
-    It is a number for planning. The observed effect is itself an estimate, and one that came out too large needs more.
+    It is a number for planning. The observed effect is itself an estimate, see :func:`seeds_range`, and the skewness
+    adjustment of ``judge`` takes some of the power.
 
     Args:
         differences: arm − baseline, one per pair, finite, at least one.

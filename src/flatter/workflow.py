@@ -185,7 +185,7 @@ def _compare(
     console = Console(stderr=True)
     specs = paired_trials(subject, chosen, numbers)
     if not quiet:
-        _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
+        _warn_if_hopeless(console, len(numbers), sum(not arm.is_control for arm in chosen) - 1, level)
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
         if not quiet:
             _say_what_runs_again(console, specs, store, measured)

@@ -43,7 +43,7 @@ def compare(
         str, typer.Option(help="Methods, with or without settings: 'leap(sigma=0.1),lr_dropout,random_lr(alpha=8)'.")
     ] = ",".join(DEFAULT_ARMS),
     seeds: Annotated[
-        int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 9 cannot reach a verdict.")
+        int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 8 cannot reach a verdict.")
     ] = 10,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of data files \\[default: FLATTER_DATA, else a download].")
