@@ -257,8 +257,8 @@ def skewness_adjusted_p_value(differences: Sequence[float]) -> float:
     """Two-sided p value of a t test of "the mean difference is 0" that allows for asymmetric differences.
 
     The sign-flip test errs too often where the longer tail is opposite to the mean: the sample then lacks the large
-    values that would move the mean back. Here such a tail weakens Student's t: it is divided by ``1 + 16 g/n`` before it
-    is compared with Student's distribution of n − 1 degrees of freedom; ``g`` is the sample's skewness away from the
+    values that would move the mean back. Here such a tail weakens Student's t: it is divided by ``1 + 16 g/n`` before
+    it is compared with Student's distribution of n − 1 degrees of freedom; ``g`` is the sample's skewness away from the
     mean. The factor was chosen by simulation: it is close to the smallest that holds the error below 0.03 for 10
     exponential differences. The t tests of Johnson (J. Am. Stat. Assoc. 73, 1978) and Hall (J. R. Stat. Soc. B 54,
     1992) correct for the skewness as well, but few values show little of theirs, so that these tests still err (0.04 to
