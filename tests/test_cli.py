@@ -7,14 +7,17 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import quick_tasks
 from flatter.cli import app, main
 from flatter.study.store import Store
+from flatter.study.tasks import TASKS
 
 MNIST = Path(__file__).parents[2] / "shared" / "data"
 
@@ -210,3 +213,22 @@ def test_no_arguments_is_help(monkeypatch, capsys):
         main()
     assert not ended.value.code
     assert "compare" in capsys.readouterr().out
+
+
+def test_all_arms_failed_is_an_error(tmp_path, monkeypatch):
+    """The trials and the report are kept, and the exit status says that there is no comparison."""
+
+    def train(trial, settings, data):
+        if trial.arm.name != "vanilla":
+            raise RuntimeError("out of memory")
+        quick_tasks.train(trial, settings, data)
+
+    monkeypatch.setitem(TASKS, "failing", replace(quick_tasks.QUICK, name="failing", train=train))
+    arguments = ["compare", "failing", "--arms", "leap", "--seeds", "2", "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "every arm failed" in result.stderr
+    assert "--retry-failed" in result.stderr
+    assert "out of memory" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with Store(tmp_path / "trials.sqlite", read_only=True) as store:
+        assert [record.status for record in store.records()].count("failed") == 2

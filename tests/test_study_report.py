@@ -325,7 +325,7 @@ def test_ledger_rows_have_paper_and_ours_side_by_side(ledger):
     ]
     assert by_rate.notes == ("by the mean rate, not by the noise",)
     assert refuted.notes == ()
-    assert open_.notes == ("needs ≈ 37 seeds",)
+    assert open_.notes == ("needs at least 37 seeds",)
     assert worse.notes[0] == "our vanilla is worse than the paper's; the claim itself: reproduced"
     assert (failed.result, failed.difference, failed.interval, failed.p) == ("—", "—", "", "—")
     assert missing.look is None

@@ -16,9 +16,9 @@ from flatter.report.page import write_page
 from flatter.report.progress import LiveProgress
 from flatter.report.terminal import show
 from flatter.stats import Better
-from flatter.study.analysis import analyse
+from flatter.study.analysis import analyse, look_of
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
-from flatter.study.comparison import Comparison, Subject
+from flatter.study.comparison import Comparison, Subject, direction_of
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.identify import identify
 from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
@@ -42,7 +42,7 @@ def compare(
     *,
     metric: str = "test_error",
     unit: str = "",
-    better: Better = "lower",
+    better: Better | None = None,
     level: float = 0.05,
     controls: bool = True,
     out: str | Path | None = None,
@@ -64,7 +64,8 @@ def compare(
         seeds: how many (0, 1, …) or which; default 10. Fewer than 6 cannot reach a verdict at level 0.05.
         metric: the reported metric that is judged, by its value after the final epoch; default ``"test_error"``.
         unit: its unit, for the report.
-        better: whether ``"lower"`` (the default) or ``"higher"`` is better.
+        better: whether ``"lower"`` or ``"higher"`` is better. Default: what the metric's name says, such as lower for
+            ``"val_loss"`` and higher for ``"accuracy"``; a name that does not say it is refused.
         level: family-wise level of the tests; default 0.05.
         controls: whether to add the matched-rate controls; default ``True``.
         out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
@@ -90,11 +91,15 @@ def compare(
         StoreError: the folder cannot be used, or holds a damaged store.
         Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
     """
+    try:
+        direction = direction_of(metric, better)
+    except ValueError as error:
+        raise CompareError(str(error)) from None
     subject = Subject(
         name=name or str(getattr(train, "__name__", "training")),
         metric=metric,
         unit=unit,
-        better=better,
+        better=direction,
         settings={"training function": identify(train, stored=out is not None), **(settings or {})},
     )
     folder = None if out is None else Path(out)
@@ -142,6 +147,14 @@ def compare_task(
         return _compare(train, subject, arms, seeds, level, controls, out, flatness, retry_failed, quiet)
 
 
+def all_failed(comparison: Comparison) -> bool:
+    """Whether no arm could be compared because a trial of it, or of vanilla, failed."""
+    judged = [arm.vs_vanilla for arm in comparison.arms[1:] if not arm.is_control]
+    if not judged:
+        return comparison.arms[0].failed > 0
+    return all(judgement is None or judgement.verdict == "failed" for judgement in judged)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One CPU thread for the built-in tasks: their tensors are too small for more, and sums do not depend on cores."""
@@ -172,12 +185,13 @@ def _compare(
     console = Console(stderr=True)
     specs = paired_trials(subject, chosen, numbers)
     if not quiet:
-        _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
+        _warn_if_hopeless(console, len(numbers), sum(not arm.is_control for arm in chosen) - 1, level)
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
         if not quiet:
             _say_what_runs_again(console, specs, store, measured)
         records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
-    comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
+        comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured, store=store)
+        store.remember(subject.family, look_of(specs, chosen, numbers))
     # The page first: whoever reads the table may go away before its end.
     page = None if out is None else write_page(comparison, out / PAGE_NAME)
     if not quiet:
@@ -208,8 +222,6 @@ def _check(subject: Subject, level: float) -> None:
     """All that can be known to be wrong before the first trial."""
     if not 0 < level < 1:
         raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
-    if subject.better not in ("lower", "higher"):
-        raise CompareError(f"better must be 'lower' or 'higher'; got {subject.better!r}")
     try:
         json.dumps(dict(subject.settings))
     except (TypeError, ValueError) as error:

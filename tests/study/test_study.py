@@ -266,7 +266,7 @@ def test_a_store_of_an_older_schema_is_migrated(tmp_path, before, finished):
     assert columns.execute("SELECT count(*) FROM trials WHERE status = 'finished' AND task != ''").fetchone() == (
         len(records),
     )
-    assert columns.execute("PRAGMA user_version").fetchone() == (3,)
+    assert columns.execute("PRAGMA user_version").fetchone() == (4,)
     columns.close()
 
 

@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from flatter.report.flatness_sentences import flatness_headline, method_lines
+from flatter.report.sentences import warnings
 from flatter.report.table import comparison_table, control_table, summary_lines
 from flatter.study.comparison import Comparison
 
@@ -19,6 +20,8 @@ def show(comparison: Comparison, console: Console) -> None:
     console.print(comparison_table(comparison))
     if any(arm.control is not None for arm in comparison.arms):
         console.print(control_table(comparison))
+    for line in warnings(comparison):
+        console.print(f"! {line}", highlight=False, markup=False, style="yellow")
     for line in summary_lines(comparison):
         console.print(f"• {line}", highlight=False, markup=False)
     if comparison.flatness is not None:

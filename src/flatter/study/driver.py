@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from flatter.study.analysis import look_of
 from flatter.study.executors import Executor, Lost
 from flatter.study.machine import versions
 from flatter.study.plan import PlayedCell, plan_study
@@ -57,7 +59,12 @@ def drive(
             specs = plan.send(values_of(specs, store))
     except StopIteration as end:
         played: list[PlayedCell] = end.value
-    return [result_of(cell, store, study.final.level) for cell in played]
+    results = [result_of(cell, store, study.final.level) for cell in played]
+    for cell, result in zip(played, results, strict=True):
+        if result.comparison is not None:
+            subject = replace(cell.subject, name=cell.cell.name)
+            store.remember(subject.family, look_of(cell.trials, cell.arms, result.comparison.seeds))
+    return results
 
 
 def _run_round(

@@ -12,12 +12,13 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from flatter.study.records import FlatnessRecord, Record
+from flatter.study.records import FlatnessRecord, JudgedArm, Look, Record
 
 STORE_NAME = "trials.sqlite"  # in an output folder
 # 2: a record may have flatness measures. 3: it has its specification, time and memory, and what people look for stands
-# in columns of its own. Records of older schemas lack what they lack, and are read as they are.
-SCHEMA = 3
+# in columns of its own. 4: a failed record may have a traceback, and comparisons that were judged are remembered.
+# Records of older schemas lack what they lack, and are read as they are.
+SCHEMA = 4
 _COLUMNS = ("task", "arm", "metric", "seed", "status", "error", "started", "seconds")
 
 
@@ -69,12 +70,15 @@ class Store:
             # Python begins no transaction before these: without one a migration could stop halfway.
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS looks (family TEXT NOT NULL, look TEXT NOT NULL, UNIQUE (family, look))"
+            )
             if version < SCHEMA:
                 self._add_columns()
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def _add_columns(self) -> None:
-        """Brings a file of schema 0 (new), 1 or 2 to 3."""
+        """Brings a file of schema 0 (new), 1, 2 or 3 to 4."""
         there = {row[1] for row in self._connection.execute("PRAGMA table_info(trials)")}
         for name in _COLUMNS:
             if name not in there:
@@ -146,6 +150,33 @@ class Store:
                 "the folder writable, and run the same command again"
             ) from None
 
+    def looks(self, family: str) -> list[Look]:
+        """The comparisons of a family that were judged, the oldest first; see :attr:`Subject.family`.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'looks'").fetchone():
+                return []  # opened only to be read, and older than this table
+            rows = self._connection.execute("SELECT look FROM looks WHERE family = ? ORDER BY rowid", (family,))
+            return [_parse_look(text) for (text,) in rows.fetchall()]
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise self._damaged(error) from None
+
+    def remember(self, family: str, look: Look) -> None:
+        """Remembers that a comparison was judged. One that is remembered already is left alone.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        try:
+            with self._connection:
+                text = json.dumps(asdict(look), sort_keys=True)
+                self._connection.execute("INSERT OR IGNORE INTO looks (family, look) VALUES (?, ?)", (family, text))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write to {self._path}: {error}. All trials are safe") from None
+
     def close(self) -> None:
         """Closes the file."""
         self._connection.close()
@@ -168,6 +199,14 @@ def _parse(text: str) -> Record:
     if flatness is not None:
         flatness = FlatnessRecord(**{**flatness, "unconverged": tuple(flatness["unconverged"])})
     return Record(**{**fields, "epochs": tuple(fields["epochs"]), "flatness": flatness})
+
+
+def _parse_look(text: str) -> Look:
+    fields = json.loads(text)
+    arms = [
+        JudgedArm(**{**arm, "keys": {int(seed): key for seed, key in arm["keys"].items()}}) for arm in fields["arms"]
+    ]
+    return Look(tuple(fields["seeds"]), tuple(arms))
 
 
 def _columns(record: Record) -> list[Any]:

@@ -23,7 +23,7 @@ def subject_of(task: Task, settings: Settings) -> Subject:
         raise SettingsError(
             f"the settings of {task.name} must be plain data, such as numbers and text: {error}"
         ) from None
-    return Subject(task.name, task.metric, task.unit, task.better, values, code_of(task))
+    return Subject(task.name, task.metric, task.unit, task.direction, values, code_of(task))
 
 
 def code_of(task: Task) -> str:
