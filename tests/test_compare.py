@@ -1,9 +1,12 @@
 """The comparison: pairing, controls, the store, interruption, the training function's contract."""
 
+import dataclasses
 import functools
 import json
 import math
+import pathlib
 import sqlite3
+import threading
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from flatter.study.arms import ArmError, parse_arm, split_arms, with_controls
 from flatter.study.identify import NotIdentifiableError
 from flatter.study.store import Store, StoreError
 from flatter.study.trial import Trial, TrialError
-from flatter.workflow import compare_task
+from flatter.workflow import CompareError, compare_task
 
 STEPS, EPOCHS = 4, 5
 
@@ -255,7 +258,16 @@ def test_bad_options(options, message):
 # The store.
 
 
-CALLS = []  # what a training function closes over is part of its identity; what is in its module is not
+class Log(list):
+    """A training function's globals are part of its identity, by their state as pickle sees it; of a log, none is."""
+
+    limit = math.inf
+
+    def __reduce__(self):
+        return Log, ()
+
+
+CALLS = Log()
 
 
 @pytest.fixture(autouse=True)
@@ -264,27 +276,19 @@ def _no_calls():
 
 
 def counted(trial):
+    if len(CALLS) >= CALLS.limit:
+        raise KeyboardInterrupt
     CALLS.append((trial.arm.name, trial.seed))
     quadratic(trial)
 
 
-def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path):
     whole = run(arms=["leap", "ralr"])
-    original = quadratic
-
-    for finished in (5, 10):
-
-        def interrupted(trial, finished=finished):
-            if len(CALLS) > finished:
-                CALLS.pop()
-                raise KeyboardInterrupt
-            original(trial)
-
-        monkeypatch.setitem(globals(), "quadratic", interrupted)
+    for CALLS.limit in (5, 10):
         with pytest.raises(KeyboardInterrupt):
             run(counted, arms=["leap", "ralr"], out=tmp_path)
-        assert len(CALLS) == finished
-    monkeypatch.setitem(globals(), "quadratic", original)
+        assert len(CALLS) == CALLS.limit
+    del CALLS.limit
     continued = run(counted, arms=["leap", "ralr"], out=tmp_path)
     assert len(set(CALLS)) == len(CALLS) == 4 * 3
     assert curves(continued) == curves(whole)
@@ -410,15 +414,30 @@ def test_a_training_function_with_other_values_is_another(make, tmp_path):
     assert curves(again) == curves(small)
 
 
+def test_settings_are_shown_and_a_change_runs_all_anew(tmp_path):
+    @dataclasses.dataclass
+    class Mine:
+        folder: pathlib.Path
+        dtype: torch.dtype = torch.float32
+
+    for settings, calls in ((Mine(pathlib.Path("a")), 4), (Mine(pathlib.Path("a")), 4), (Mine(pathlib.Path("b")), 8)):
+        shown = run(counted, arms=["ralr"], seeds=2, controls=False, settings=settings, out=tmp_path).settings
+        assert (shown["folder"], shown["dtype"]) == (str(settings.folder), "torch.float32")
+        assert len(CALLS) == calls
+    for wrong in ([1], {"lock": threading.Lock()}):
+        with pytest.raises(CompareError, match="settings must"):
+            run(settings=wrong)
+
+
 def test_a_training_function_that_cannot_be_told_from_another(tmp_path):
-    data = object()
+    data = threading.Lock()
 
     def train(trial):
         assert data
         quadratic(trial)
 
     assert run(train, seeds=1).arms[0].n == 1
-    with pytest.raises(NotIdentifiableError, match="depends on a object"):
+    with pytest.raises(NotIdentifiableError, match=r"depends on 'data' around .*train, a lock, which"):
         run(train, seeds=1, out=tmp_path)
 
 

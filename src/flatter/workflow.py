@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from flatter.study.analysis import analyse
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
 from flatter.study.comparison import Comparison, Subject
 from flatter.study.flatness import FlatnessSettings
-from flatter.study.identify import identify
+from flatter.study.identify import identify, plain_data
 from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
 from flatter.study.store import STORE_NAME, Store
 from flatter.study.subjects import subject_of
@@ -47,7 +46,7 @@ def compare(
     controls: bool = True,
     out: str | Path | None = None,
     name: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Any = None,
     flatness: bool | FlatnessSettings = False,
     retry_failed: bool = False,
     quiet: bool = False,
@@ -68,10 +67,12 @@ def compare(
         level: family-wise level of the tests; default 0.05.
         controls: whether to add the matched-rate controls; default ``True``.
         out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
-            is done is not done again, unless ``train``, ``settings`` or a version changed. Default:
-            nothing is written.
+            is done is not done again, unless ``settings``, a version, ``train`` or something that its code names
+            changed: see :func:`flatter.study.identify.identify`. Default: nothing is written.
         name: what the report calls the task; default: the training function's name.
-        settings: plain data that ``train`` depends on besides its source; it is shown, and a change runs all anew.
+        settings: what ``train`` depends on besides its code and globals; it is shown, and a change runs all anew. A
+            mapping, a dataclass, a pydantic model or an argparse namespace of numbers, text, lists, paths, enums, torch
+            devices and dtypes, numpy scalars, and of such mappings.
         flatness: measure how flat the loss is around each trial's final model, and add it to the report; ``train``
             must call :meth:`flatter.Trial.measure_flatness`. :class:`flatter.FlatnessSettings` say what is measured
             and how much work it may be; ``True`` takes the defaults. Trials in ``out`` that were made without, or by
@@ -95,7 +96,10 @@ def compare(
         metric=metric,
         unit=unit,
         better=better,
-        settings={"training function": identify(train, stored=out is not None), **(settings or {})},
+        settings={
+            "training function": identify(train, stored=out is not None),
+            **_plain({} if settings is None else settings),
+        },
     )
     folder = None if out is None else Path(out)
     return _compare(train, subject, arms, seeds, level, controls, folder, flatness, retry_failed, quiet)
@@ -210,10 +214,19 @@ def _check(subject: Subject, level: float) -> None:
         raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
     if subject.better not in ("lower", "higher"):
         raise CompareError(f"better must be 'lower' or 'higher'; got {subject.better!r}")
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's settings as they are shown and kept."""
     try:
-        json.dumps(dict(subject.settings))
-    except (TypeError, ValueError) as error:
-        raise CompareError(f"settings must be plain data, such as numbers and text: {error}") from None
+        plain = plain_data(settings)
+    except TypeError as error:
+        raise CompareError(
+            f"settings must be plain data, such as numbers, text, paths and dataclasses of these: {error}"
+        ) from None
+    if not isinstance(plain, dict):
+        raise CompareError(f"settings must have names, as a mapping or a dataclass has; got {settings!r}")
+    return plain
 
 
 def _flatness(given: bool | FlatnessSettings) -> FlatnessSettings | None:

@@ -13,6 +13,7 @@ from flatter.study.results import CellResult, result_of, values_of
 from flatter.study.runner import TrialSpec, valid_json
 from flatter.study.spec import StudySpec
 from flatter.study.store import Store
+from flatter.study.subjects import look_at_code_again
 from flatter.study.work import Work
 
 
@@ -48,6 +49,7 @@ def drive(
     Raises:
         StoreError, DataError, TrialError, StudyError, ExecutorError: see there. What ended before is kept.
     """
+    look_at_code_again()
     again: set[str] = set()  # what was retried is not retried once more in a later round
     plan = plan_study(study)
     try:

@@ -18,7 +18,7 @@ from flatter.study.comparison import Subject
 from flatter.study.runner import TrialSpec, paired_trials
 from flatter.study.search import Configuration, best, search
 from flatter.study.spec import ArmSpec, CellSpec, Space, StudySpec
-from flatter.study.subjects import subject_of
+from flatter.study.subjects import plain_settings, subject_of
 from flatter.study.tasks import Settings, get_task
 
 R = TypeVar("R")
@@ -134,7 +134,8 @@ def normalised(arm: Arm, settings: Settings) -> Arm:
 
     So that two ways to say one thing are one trial, and an arm that says what vanilla does is known as vanilla.
     """
-    own, common = settings.updated(arm.settings).model_dump(), settings.model_dump()
+    own = plain_settings(arm.name, settings.updated(arm.settings))
+    common = plain_settings(arm.name, settings)
     differing = {name: value for name, value in own.items() if value != common[name]}
     return replace(arm, settings=differing, description="")
 
