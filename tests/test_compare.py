@@ -5,8 +5,10 @@ import functools
 import json
 import math
 import pathlib
+import platform
 import sqlite3
 import threading
+from datetime import datetime, timezone
 
 import pytest
 import torch
@@ -294,6 +296,35 @@ def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path):
     assert curves(continued) == curves(whole)
     assert [vars_of(arm) for arm in continued.arms] == [vars_of(arm) for arm in whole.arms]
     assert (tmp_path / "report.html").is_file()
+
+
+def test_what_is_reused_is_said(tmp_path, capsys, monkeypatch):
+    def said(**options):
+        flatter.compare(counted, ["ralr"], controls=False, out=tmp_path, **options)
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "trials reused" not in said(seeds=2)
+    today = datetime.now(timezone.utc).date().isoformat()
+    assert f"4 of 4 trials reused, from {today}." in said(seeds=2)
+    assert f"4 of 6 trials reused, from {today}." in said(seeds=3)
+    assert "None of the 6 trials in the folder is reused: they are of another" in said(seeds=2, settings={"a": 1})
+    assert "different kinds of machines" not in said(seeds=3)
+    here = flatter.workflow.environment()
+    other = {**here, "cpu": "Another CPU", "cpu_capability": "AVX2"}
+    monkeypatch.setattr(flatter.workflow, "environment", lambda: other)
+    kinds = f"({here['cpu']}, {here['cpu_capability']}; Another CPU, AVX2)"
+    assert "different kinds" not in said(seeds=3)  # nothing is run here
+    assert kinds in said(seeds=4)
+    assert "different kinds" not in said(seeds=range(10, 12))  # all are
+
+
+def test_a_record_names_the_processor(tmp_path):
+    (record, *_) = run(arms=[], seeds=1, out=tmp_path).records
+    assert record.environment["processor"] == platform.machine()
+    assert record.environment["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        assert "sse2" in record.environment["instructions"].split()
+        assert record.environment["cpu"]
 
 
 def vars_of(arm):

@@ -629,6 +629,25 @@ def test_progress_says_a_failure_once_and_counts_the_others():
     assert "5 failed" in text
 
 
+def test_progress_says_what_is_reused_and_that_machines_differ():
+    console = terminal()
+    spec, record = trial("leap", 3)
+    other = {"cpu": "A", "cpu_capability": "AVX2"}
+    with StudyProgress(console) as progress:
+        for day in (1, 1, 4):
+            on = {**other, "cpu": "A"} if day == 1 else None  # an older record does not tell
+            progress.reused(
+                dataclasses.replace(record, started=f"2026-03-0{day}T23:30:00+00:00", seconds=1800.0, environment=on)
+            )
+        progress.round_starts(1, 4)
+        assert "different kinds" not in said_by(console)
+        progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "B"}))
+        progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "C"}))
+    text = said_by(console)
+    assert "3 of 5 trials reused, from 2026-03-02 to 2026-03-05." in text
+    assert text.count("of different kinds of machines (A, AVX2; B, AVX2)") == 1
+
+
 def test_hidden_progress_says_nothing():
     console = terminal()
     with StudyProgress(console, shown=False) as progress:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from flatter.report.page import write_page
-from flatter.report.progress import LiveProgress
+from flatter.report.progress import LiveProgress, Reuse
 from flatter.report.terminal import show
 from flatter.stats import Better
 from flatter.study.analysis import analyse
@@ -20,7 +20,8 @@ from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_co
 from flatter.study.comparison import Comparison, Subject
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.identify import identify, plain_data
-from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
+from flatter.study.machine import environment
+from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, reused, run
 from flatter.study.store import STORE_NAME, Store
 from flatter.study.subjects import subject_of
 from flatter.study.tasks import Settings, get_task
@@ -180,6 +181,7 @@ def _compare(
     with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
         if not quiet:
             _say_what_runs_again(console, specs, store, measured)
+            _say_what_is_reused(console, specs, store, measured, retry_failed)
         records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
     comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
     # The page first: whoever reads the table may go away before its end.
@@ -245,6 +247,26 @@ def _say_what_runs_again(
             f"Models are not kept, so {'it is' if again == 1 else 'they are'} trained again as before, and measured.",
             highlight=False,
         )
+
+
+def _say_what_is_reused(
+    console: Console, specs: list[TrialSpec], store: Store, flatness: FlatnessSettings | None, retry_failed: bool
+) -> None:
+    reuse = Reuse()
+    for record in reused(specs, store, flatness=flatness, retry_failed=retry_failed):
+        reuse.found(record)
+    if reuse.count:
+        console.print(reuse.line(len(specs)), highlight=False)
+    elif len(store):
+        console.print(
+            f"None of the {len(store)} trials in the folder is reused: they are of another training function, other "
+            "settings, arms, seeds or versions.",
+            highlight=False,
+        )
+    if reuse.count < len(specs):
+        reuse.runs_on(environment())
+    if line := reuse.machines_line():
+        console.print(line, highlight=False, markup=False)
 
 
 def _warn_if_hopeless(console: Console, seeds: int, comparisons: int, level: float) -> None:

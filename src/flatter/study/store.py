@@ -87,6 +87,10 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return self._read("SELECT 1 FROM trials WHERE key = ?", key) is not None
 
+    def __len__(self) -> int:
+        row = self._read("SELECT count(*) FROM trials")
+        return 0 if row is None else int(row[0])
+
     def get(self, key: str) -> Record | None:
         """The record of a trial, or ``None`` if it has not ended yet.
 
@@ -108,9 +112,9 @@ class Store:
         except sqlite3.Error as error:
             raise self._damaged(error) from None
 
-    def _read(self, query: str, key: str) -> tuple[Any, ...] | None:
+    def _read(self, query: str, *values: str) -> tuple[Any, ...] | None:
         try:
-            row: tuple[Any, ...] | None = self._connection.execute(query, (key,)).fetchone()
+            row: tuple[Any, ...] | None = self._connection.execute(query, values).fetchone()
             return row
         except sqlite3.Error as error:
             raise self._damaged(error) from None
