@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from flatter.replication import Ledger, build_ledger, find_claims, load_study
 from flatter.report.study_page import write_study_report
 from flatter.report.study_progress import StudyProgress
 from flatter.report.study_table import ledger_table, status_table, study_table, tuning_lines
+from flatter.report.terminal import terminal, written
 from flatter.study.check import check_study
 from flatter.study.driver import drive
 from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
@@ -84,13 +83,13 @@ class StudyOutcome:
         study: the study.
         cells: every cell's result.
         ledger: the papers' claims and their verdicts; ``None`` where the study replicates nothing.
-        page: the report.
+        page: the report; ``None`` where it could not be written.
     """
 
     study: StudySpec
     cells: tuple[CellResult, ...]
     ledger: Ledger | None
-    page: Path
+    page: Path | None
 
 
 def run_study(
@@ -125,11 +124,11 @@ def run_study(
     _check_claims(chosen)
     folder = folder_of(chosen, out)
     where = ExecutorChoice(executor) if isinstance(executor, str) else executor
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     work = Work(None if data_dir is None else Path(data_dir).expanduser().absolute())
     with (
         where.open() as opened,
-        Store(folder / STORE_NAME) as store,
+        Store.open(folder / STORE_NAME) as store,
         StudyProgress(console, shown=not quiet) as progress,
     ):
         cells = drive(chosen, store, opened, work, progress, retry_failed=retry_failed)
@@ -165,7 +164,7 @@ def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellSt
 
 def show_status(statuses: Sequence[CellStatus]) -> None:
     """Prints a table of how far every cell is."""
-    Console().print(status_table(statuses))
+    terminal().print(status_table(statuses))
 
 
 def export_study(study: StudySpec, folder: Path, form: Format, *, out: str | Path | None = None) -> tuple[Path, Path]:
@@ -236,13 +235,14 @@ def _shown(study: StudySpec, cells: Sequence[CellResult], folder: Path, *, quiet
     compared = {cell.cell.name: cell.comparison for cell in cells if cell.comparison is not None}
     ledger = build_ledger(study, compared) if _has_claims(study) else None
     # The page first: whoever reads the tables may go away before their end.
-    page = write_study_report(study, cells, folder, ledger)
+    where = written(lambda: write_study_report(study, cells, folder, ledger))
     if not quiet:
-        console = Console()
+        console = terminal()
         for line in tuning_lines(study, cells):
             console.print(f"• {line}", highlight=False, markup=False)
         console.print(study_table(cells))
         if ledger is not None:
             console.print(ledger_table(ledger))
-        Console(stderr=True).print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
-    return StudyOutcome(study, tuple(cells), ledger, page)
+    if not quiet or where.page is None:
+        terminal(stderr=True).print(where.line, highlight=False, soft_wrap=True, markup=False)
+    return StudyOutcome(study, tuple(cells), ledger, where.page)

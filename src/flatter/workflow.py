@@ -13,7 +13,7 @@ from rich.console import Console
 
 from flatter.report.page import write_page
 from flatter.report.progress import LiveProgress, Reuse
-from flatter.report.terminal import show
+from flatter.report.terminal import show, terminal, written
 from flatter.stats import Better
 from flatter.study.analysis import analyse
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
@@ -174,22 +174,25 @@ def _compare(
     numbers = _seeds(seeds)
     _check(subject, level)
     measured = _flatness(flatness)
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     specs = paired_trials(subject, chosen, numbers)
     if not quiet:
         _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
-    with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
+    with (
+        Store(None) if out is None else Store.open(out / STORE_NAME) as store,
+        LiveProgress(console, shown=not quiet) as progress,
+    ):
         if not quiet:
             _say_what_runs_again(console, specs, store, measured)
             _say_what_is_reused(console, specs, store, measured, retry_failed)
         records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
     comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
     # The page first: whoever reads the table may go away before its end.
-    page = None if out is None else write_page(comparison, out / PAGE_NAME)
+    where = None if out is None else written(lambda: write_page(comparison, out / PAGE_NAME))
     if not quiet:
-        show(comparison, Console())
-        if page is not None:
-            console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
+        show(comparison, terminal())
+    if where is not None and (not quiet or where.page is None):
+        console.print(where.line, highlight=False, soft_wrap=True, markup=False)
     return comparison
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flatter.cli.program import INTERRUPTED, app, fail
 from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, study_text
+from flatter.report.terminal import terminal
 from flatter.study.arms import ArmError
 from flatter.study.data import DataError
 from flatter.study.executors import ExecutorError
@@ -113,7 +113,7 @@ def reproduce(
             table = Table("study", "what it repeats", "runs on", box=None)
             for info in list_studies():
                 table.add_row(info.name, info.summary, "a GPU" if info.on_gpu else "a CPU")
-            Console().print(table)
+            terminal().print(table)
         elif show:
             typer.echo(study_text(name), nl=False)
         else:

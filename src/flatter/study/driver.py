@@ -83,6 +83,8 @@ def _run_round(
         elif spec.key not in known:
             known.add(spec.key)
             watcher.reused(kept)
+    if missing:
+        store.check_writable()
     watcher.round_starts(len(missing), len(unique))
     for spec, outcome in executor.run(work, missing):
         record = _lost(spec, outcome) if isinstance(outcome, Lost) else outcome

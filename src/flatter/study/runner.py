@@ -123,6 +123,7 @@ def run(
     for number, spec in enumerate(specs):
         record = _reused(spec, store, flatness, retry_failed)
         if record is None:
+            store.check_writable()
             watcher.started(spec, number, len(specs))
             record = run_trial(spec, train, watcher, flatness=flatness, failures=spec.arm.name != VANILLA)
             store.put(record)
