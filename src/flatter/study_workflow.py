@@ -21,7 +21,8 @@ from flatter.study.export import Format, export
 from flatter.study.results import CellResult, CellStatus, study_results, study_status
 from flatter.study.spec import StudyError, StudySpec, read_study, read_study_text
 from flatter.study.store import STORE_NAME, Store
-from flatter.study.tasks import get_task
+from flatter.study.subjects import remembered_task
+from flatter.study.tasks import Task, get_task, without_imports
 from flatter.study.work import Work
 
 ExecutorName = Literal["local", "processes", "ray"]
@@ -142,11 +143,11 @@ def report_study(study: StudySpec, *, out: str | Path | None = None, quiet: bool
         StudyError: the study cannot be run as it is written, or nothing of it was run yet.
         StoreError: the store is damaged.
     """
-    check_study(study)
     folder = folder_of(study, out)
-    with closing(_open(study, folder)) as store:
+    with closing(_open(study, folder)) as store, without_imports(_tasks_in(study, store)):
+        check_study(study)
         cells = study_results(study, store)
-    return _shown(study, cells, folder, quiet=quiet)
+        return _shown(study, cells, folder, quiet=quiet)
 
 
 def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellStatus]:
@@ -156,9 +157,10 @@ def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellSt
         StudyError: the study cannot be run as it is written.
         StoreError: the store is damaged.
     """
-    check_study(study)
     path = folder_of(study, out) / STORE_NAME
-    with closing(Store(path, read_only=True) if path.exists() else Store(None)) as store:
+    opened = Store(path, read_only=True) if path.exists() else Store(None)
+    with closing(opened) as store, without_imports(_tasks_in(study, store)):
+        check_study(study)
         return study_status(study, store)
 
 
@@ -178,12 +180,14 @@ def export_study(study: StudySpec, folder: Path, form: Format, *, out: str | Pat
         return export(store, folder, form)
 
 
-def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
+def find_study(name: str, cells: Sequence[str] = (), *, to_run: bool = True) -> StudySpec:
     """The study in a file, or the packaged one of that name.
 
     Args:
         name: a file that ends in ``.toml``, or a name.
         cells: names of cells: the others are left out; default: all.
+        to_run: whether it is going to be run (default). Else tasks of the user's own are not imported, and what can
+            be wrong with them is not looked for.
 
     Raises:
         StudyError: the file cannot be read or does not describe a study that can be run, or there is no such cell.
@@ -195,7 +199,7 @@ def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
         chosen = study.with_cells(cells) if cells else study
     except ValueError as error:
         raise StudyError(str(error)) from None
-    if is_file:
+    if is_file and (to_run or not any(":" in cell.task for cell in chosen.cells)):
         # Here it is known where in the file a mistake stands.
         check_study(chosen, source=name, text=read_study_text(Path(name)))
     return chosen
@@ -204,6 +208,13 @@ def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
 def folder_of(study: StudySpec, out: str | Path | None) -> Path:
     """Where a study's store and report are."""
     return Path("runs") / study.name if out is None else Path(out)
+
+
+def _tasks_in(study: StudySpec, store: Store) -> dict[str, Task]:
+    """The user's own tasks as far as the store remembers them: nothing of the user's is imported to read."""
+    names = dict.fromkeys(cell.task for cell in study.cells if ":" in cell.task)
+    notes = {name: store.remembered(name) for name in names}
+    return {name: remembered_task(name, of_task) for name, of_task in notes.items() if of_task}
 
 
 def _open(study: StudySpec, folder: Path) -> Store:

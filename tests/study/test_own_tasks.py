@@ -224,3 +224,50 @@ def test_settings_that_are_no_plain_data_are_refused():
     task = flatter.Task("odd", "", odd, lambda folder: None, lambda *given: None)
     with pytest.raises(SettingsError, match="settings of odd must be plain data"):
         subject_of(task, odd)
+
+
+MARK = "\nimport pathlib; pathlib.Path('imported').write_text('yes')\n"
+
+
+def test_commands_that_read_import_nothing(folder):
+    """What they need is in the store; nothing of the user's is run, and what settings became is remembered."""
+    text = "import dataclasses, torch, flatter\n" + SETTINGS + TASK.partition("import dataclasses, torch, flatter")[2]
+    text = text.replace("flatter.Settings(", "Mine(")
+    (folder / "reading.py").write_text(text)
+    study = """
+task = "reading:OWN"
+[settings]
+folder = "./x/../y"
+kind = "b"
+[tuning]
+baseline.learning_rate = [1, 0.5]
+[[arms]]
+method = "vanilla"
+space.learning_rate = { times = [1, 2] }
+[[arms]]
+method = "leap"
+space.kind = ["a", "b"]
+[final]
+seeds = 2
+"""
+    (folder / "s.toml").write_text(study)
+    assert flatter_command(folder, "status", "s.toml")[0] == 2
+    status, said = flatter_command(folder, "run", "s.toml", "--quiet")
+    assert status == 0, said
+    page = (folder / "runs" / "s" / "report.html").read_text()
+    cell = (folder / "runs" / "s" / "cells" / "reading-own.html").read_text()
+    (folder / "reading.py").write_text(text + MARK)
+    for command in (("status", "s.toml"), ("report", "s.toml"), ("export", "s.toml")):
+        status, said = flatter_command(folder, *command)
+        assert status == 0, said
+        if command[0] == "status":
+            assert "done" in said
+    assert not (folder / "imported").exists()
+    assert (folder / "runs" / "s" / "report.html").read_text() == page
+    assert (folder / "runs" / "s" / "cells" / "reading-own.html").read_text() == cell
+    assert len((folder / "runs" / "s" / "export" / "trials.csv").read_text().splitlines()) > 6
+    (folder / "s.toml").write_text(study.replace("space.kind", "space.kid"))
+    status, said = flatter_command(folder, "report", "s.toml")
+    assert (status, said.count("\n")) == (2, 1), said
+    assert "nothing to tune called 'kid': did you mean 'kind'" in said
+    assert not (folder / "imported").exists()

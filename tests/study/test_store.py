@@ -163,7 +163,7 @@ def quick(trial):
     trial.attach(optimizer, steps_per_epoch=1, epochs=1)
     weight.grad = torch.ones(1)
     optimizer.step()
-    trial.report(test_error=float(weight) + trial.seed)
+    trial.report(test_error=weight.item() + trial.seed)
 
 
 def test_a_damaged_store_is_refused_where_it_is_damaged(tmp_path):

@@ -124,14 +124,14 @@ def reproduce(
 def status(study: Study, cell: Cells = None, out: Out = None) -> None:
     """Say how far a study is."""
     with _errors():
-        show_status(status_of(find_study(study, cell or ()), out=out))
+        show_status(status_of(find_study(study, cell or (), to_run=False), out=out))
 
 
 @app.command()
 def report(study: Study, cell: Cells = None, out: Out = None, quiet: Quiet = False) -> None:
     """Write the report of what a study has come to so far; runs nothing."""
     with _errors():
-        report_study(find_study(study, cell or ()), out=out, quiet=quiet)
+        report_study(find_study(study, cell or (), to_run=False), out=out, quiet=quiet)
 
 
 @app.command()
@@ -143,7 +143,7 @@ def export(
 ) -> None:
     """Write every trial and every epoch of a study as tables."""
     with _errors():
-        chosen = find_study(study)
+        chosen = find_study(study, to_run=False)
         folder = folder_of(chosen, out) / "export" if to is None else to
         for path in export_study(chosen, folder, form.value, out=out):
             typer.echo(path)

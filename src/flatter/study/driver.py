@@ -13,7 +13,8 @@ from flatter.study.results import CellResult, result_of, values_of
 from flatter.study.runner import TrialSpec, valid_json
 from flatter.study.spec import StudySpec
 from flatter.study.store import Store
-from flatter.study.subjects import look_at_code_again
+from flatter.study.subjects import describe, look_at_code_again
+from flatter.study.tasks import get_task
 from flatter.study.work import Work
 
 
@@ -54,7 +55,8 @@ def drive(
     """
     look_at_code_again()
     known: set[str] = set()  # what the watcher was told of; a trial that was retried is not in a later round again
-    plan = plan_study(study)
+    _remember_tasks(study, store)
+    plan = plan_study(study, store.remember if store.is_writable else None)
     try:
         specs = next(plan)
         while True:
@@ -63,6 +65,14 @@ def drive(
     except StopIteration as end:
         played: list[PlayedCell] = end.value
     return [result_of(cell, store, study.final.level) for cell in played]
+
+
+def _remember_tasks(study: StudySpec, store: Store) -> None:
+    """Keeps what commands that read only need of the user's own tasks: they do not import them."""
+    for cell in study.cells:
+        task = get_task(cell.task)
+        if task.is_own and store.is_writable:
+            store.remember(task.name, "", describe(task))
 
 
 def _run_round(

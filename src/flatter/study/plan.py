@@ -19,8 +19,8 @@ from flatter.study.runner import TrialSpec, paired_trials
 from flatter.study.search import Configuration, best
 from flatter.study.search import search as propose
 from flatter.study.spec import ArmSpec, CellSpec, Space, StudySpec
-from flatter.study.subjects import plain_settings, subject_of
-from flatter.study.tasks import Settings, get_task
+from flatter.study.subjects import Note, plain_settings, subject_of, updated
+from flatter.study.tasks import Settings, Task, get_task
 
 R = TypeVar("R")
 Values = Mapping[str, float]  # by the trial's key: the final epoch's metric, NaN for a failed trial
@@ -77,15 +77,21 @@ class PlayedCell:
     trials: tuple[TrialSpec, ...]
 
 
-def plan_study(study: StudySpec) -> Plan[list[PlayedCell]]:
-    """The plan of a whole study: all cells at once."""
-    return together([plan_cell(study, cell) for cell in study.cells])
+def plan_study(study: StudySpec, note: Note | None = None) -> Plan[list[PlayedCell]]:
+    """The plan of a whole study: all cells at once. For ``note`` see :func:`plan_cell`."""
+    return together([plan_cell(study, cell, note) for cell in study.cells])
 
 
-def plan_cell(study: StudySpec, cell: CellSpec) -> Plan[PlayedCell]:
-    """The plan of one cell."""
+def plan_cell(study: StudySpec, cell: CellSpec, note: Note | None = None) -> Plan[PlayedCell]:
+    """The plan of one cell.
+
+    Args:
+        study: the study.
+        cell: the cell.
+        note: see :func:`flatter.study.subjects.updated`.
+    """
     task = get_task(cell.task)
-    settings = task.settings.updated({**study.settings, **cell.settings})
+    settings = updated(task, task.settings, {**study.settings, **cell.settings}, note)
     judged = subject_of(task, settings)
     tuned_on = replace(judged, metric=task.validation_metric)
     tuning = study.tuning
@@ -94,13 +100,13 @@ def plan_cell(study: StudySpec, cell: CellSpec) -> Plan[PlayedCell]:
     trained: frozenset[str] = frozenset()
     if tuning.baseline:
         vanilla = ArmSpec(method=VANILLA)
-        search = _Search(study, tuned_on, settings, vanilla, tuning.baseline, {}, stream=f"{cell.name}\nbaseline")
+        search = _Search(study, tuned_on, task, settings, vanilla, tuning.baseline, {}, f"{cell.name}\nbaseline", note)
         baseline = yield from _tune(search, tuning.baseline_trials)
         start = baseline.choice
         trained = frozenset(map(search.key, baseline.configurations))
     searches = [
         _tune(
-            _Search(study, tuned_on, settings, arm, arm.space, start, stream=f"{cell.name}\narm\n{arm.name}"),
+            _Search(study, tuned_on, task, settings, arm, arm.space, start, f"{cell.name}\narm\n{arm.name}", note),
             tuning.trials,
             trained,
         )
@@ -108,7 +114,8 @@ def plan_cell(study: StudySpec, cell: CellSpec) -> Plan[PlayedCell]:
     ]
     tuned = yield from together(searches)
     chosen = [
-        normalised(arm_with(arm, start, each.choice), settings) for arm, each in zip(study.arms, tuned, strict=True)
+        normalised(arm_with(arm, start, each.choice), task, settings, note)
+        for arm, each in zip(study.arms, tuned, strict=True)
     ]
     arms = with_controls(chosen, controls=study.final.controls)
     trials = [replace(spec, threads=study.threads) for spec in paired_trials(judged, arms, study.final.seeds)]
@@ -145,13 +152,13 @@ def arm_with(arm: ArmSpec, start: Mapping[str, Any], configuration: Configuratio
     return make_arm(arm.method, arguments, name=arm.name, settings={**start, **arm.settings, **rest})  # type: ignore[arg-type]
 
 
-def normalised(arm: Arm, settings: Settings) -> Arm:
+def normalised(arm: Arm, task: Task, settings: Settings, note: Note | None = None) -> Arm:
     """The arm with the settings that differ from the cell's, as they are trained with.
 
     So that two ways to say one thing are one trial, and an arm that says what vanilla does is known as vanilla.
     """
-    own = plain_settings(arm.name, settings.updated(arm.settings))
-    common = plain_settings(arm.name, settings)
+    own = plain_settings(task.name, updated(task, settings, arm.settings, note))
+    common = plain_settings(task.name, settings)
     differing = {name: value for name, value in own.items() if value != common[name]}
     return replace(arm, settings=differing, description="")
 
@@ -163,24 +170,28 @@ class _Search:
     Attributes:
         study: the study.
         subject: what is trained, judged on validation data.
-        settings: the cell's settings.
+        task: the cell's task.
+        settings: its settings there.
         arm: the arm.
         space: what is tuned.
         start: the baseline's choice.
         stream: what tells the search from the study's others.
+        note: see :func:`plan_cell`.
     """
 
     study: StudySpec
     subject: Subject
+    task: Task
     settings: Settings
     arm: ArmSpec
     space: Space
     start: Mapping[str, Any]
     stream: str
+    note: Note | None
 
     def trials(self, configuration: Configuration) -> list[TrialSpec]:
         """The trials of one configuration, one per tuning seed."""
-        arm = normalised(arm_with(self.arm, self.start, configuration), self.settings)
+        arm = normalised(arm_with(self.arm, self.start, configuration), self.task, self.settings, self.note)
         return [TrialSpec(self.subject, arm, seed, self.study.threads) for seed in self.study.tuning.seeds]
 
     def key(self, configuration: Configuration) -> str:

@@ -16,8 +16,9 @@ from flatter.study.records import FlatnessRecord, Record
 
 STORE_NAME = "trials.sqlite"  # in an output folder
 # 2: a record may have flatness measures. 3: it has its specification, time and memory, and what people look for stands
-# in columns of its own. Records of older schemas lack what they lack, and are read as they are.
-SCHEMA = 3
+# in columns of its own. 4: what is known of the user's own tasks. Records of older schemas lack what they lack, and are
+# read as they are.
+SCHEMA = 4
 _COLUMNS = ("task", "arm", "metric", "seed", "status", "error", "started", "seconds")
 
 
@@ -83,6 +84,11 @@ class Store:
             store._unwritable = error
             return store
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether trials can be kept."""
+        return self._unwritable is None
+
     def check_writable(self) -> None:
         """Checks that trials can be kept, before one is run.
 
@@ -129,6 +135,10 @@ class Store:
             connection.execute("CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
             if version < SCHEMA:
                 _add_columns(connection)
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS tasks "
+                    "(name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name, key))"
+                )
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def __contains__(self, key: str) -> bool:
@@ -137,6 +147,36 @@ class Store:
     def __len__(self) -> int:
         row = self._read("SELECT count(*) FROM trials")
         return 0 if row is None else int(row[0])
+
+    def remember(self, name: str, key: str, value: Any) -> None:
+        """Keeps plain data on a user's own task, for commands that read only and so do not import it.
+
+        Args:
+            name: the task's.
+            key: what the data say; what it said before is replaced.
+            value: the data.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        text = json.dumps(value)
+        known = self._read("SELECT value FROM tasks WHERE name = ? AND key = ?", name, key)
+        if known is None or known[0] != text:
+            self._write("INSERT OR REPLACE INTO tasks (name, key, value) VALUES (?, ?, ?)", name, key, text)
+
+    def remembered(self, name: str) -> dict[str, Any]:
+        """What is kept on a user's own task, by key; empty where nothing is.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            found = self._connection.execute("SELECT key, value FROM tasks WHERE name = ?", (name,)).fetchall()
+            return {key: json.loads(value) for key, value in found}
+        except sqlite3.OperationalError:  # of an older schema
+            return {}
+        except (sqlite3.Error, ValueError) as error:
+            raise self._damaged(error) from None
 
     def get(self, key: str) -> Record | None:
         """The record of a trial, or ``None`` if it has not ended yet.
@@ -184,13 +224,17 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
+        self._write(
+            f"INSERT OR REPLACE INTO trials (key, record, {', '.join(_COLUMNS)}) VALUES (?, ?{', ?' * len(_COLUMNS)})",
+            record.key,
+            json.dumps(asdict(record)),
+            *_columns(record),
+        )
+
+    def _write(self, statement: str, *values: Any) -> None:
         try:
             with self._connection:
-                self._connection.execute(
-                    f"INSERT OR REPLACE INTO trials (key, record, {', '.join(_COLUMNS)}) "
-                    f"VALUES (?, ?{', ?' * len(_COLUMNS)})",
-                    (record.key, json.dumps(asdict(record)), *_columns(record)),
-                )
+                self._connection.execute(statement, values)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise StoreError(
                 f"cannot write to {self._path}: {error}. The trials before this one are safe; free some space or make "
@@ -225,7 +269,7 @@ def _opened(where: str, set_up: Callable[[sqlite3.Connection], object]) -> sqlit
 
 
 def _add_columns(connection: sqlite3.Connection) -> None:
-    """Brings a file of schema 0 (new), 1 or 2 to 3."""
+    """Brings the trials of a file of schema 0 (new), 1 or 2 to 3."""
     there = {row[1] for row in connection.execute("PRAGMA table_info(trials)")}
     for name in _COLUMNS:
         if name not in there:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import create_model
+from typing_extensions import Self
 
 from flatter.study.comparison import Subject
 from flatter.study.identify import identify, plain_data
 from flatter.study.tasks import Settings, SettingsError, Task
+from flatter.study.tasks.task import TaskData
+from flatter.study.trial import Trial
 
 
 def subject_of(task: Task, settings: Settings) -> Subject:
@@ -52,6 +60,97 @@ def trained_with(task: Task, values: Mapping[str, Any]) -> Settings:
     return task.settings.updated({name: value for name, value in values.items() if value != known.get(name, _NOTHING)})
 
 
+def describe(task: Task) -> dict[str, Any]:
+    """A user's own task as plain data: all but what trains. :func:`remembered_task` makes a task of it."""
+    fields = type(task.settings).model_fields
+    kinds = {kind: name for name, kind in _KINDS.items()}
+    return {
+        "summary": task.summary,
+        "metric": task.metric,
+        "validation_metric": task.validation_metric,
+        "unit": task.unit,
+        "better": task.better,
+        "code": code_of(task),
+        "settings": plain_settings(task.name, task.settings),
+        "kinds": {name: kinds.get(_plain_kind(field.annotation), "any") for name, field in fields.items()},
+    }
+
+
+def updated(task: Task, settings: Settings, changes: Mapping[str, Any], note: Note | None) -> Settings:
+    """Settings with changes.
+
+    Args:
+        task: the task.
+        settings: settings of the task.
+        changes: by name.
+        note: is told what came out, where the task is the user's own: its validation may do anything.
+
+    Raises:
+        SettingsError: a name or a value that the task refuses.
+    """
+    result = settings.updated(changes)
+    if note is not None and task.is_own:
+        note(task.name, _update_key(plain_settings(task.name, settings), changes), plain_settings(task.name, result))
+    return result
+
+
+def remembered_task(name: str, notes: Mapping[str, Any]) -> Task:
+    """A task of the user's own, from what a store remembers, without its code: it can be planned, and not trained.
+
+    Args:
+        name: the task's.
+        notes: by key: :func:`describe`'s under ``""``, and what :func:`updated` noted.
+    """
+    known = notes[""]
+    fields: dict[str, Any] = {name: (_KINDS[known["kinds"][name]], value) for name, value in known["settings"].items()}
+    kind = create_model("Settings", __base__=_RememberedSettings, **fields)
+    kind._notes = notes
+    return Task(
+        name=name,
+        summary=known["summary"],
+        settings=kind.model_validate({}),
+        load=_no_load,
+        train=_no_train,
+        metric=known["metric"],
+        validation_metric=known["validation_metric"],
+        unit=known["unit"],
+        better=known["better"],
+        is_own=True,
+        code=known["code"],
+    )
+
+
+Note = Callable[[str, str, Any], None]
+_KINDS: dict[str, Any] = {"float": float, "int": int, "bool": bool, "any": Any}
+
+
+def _plain_kind(annotation: Any) -> Any:
+    return annotation if annotation in (float, int, bool) else None
+
+
+class _RememberedSettings(Settings):
+    """Settings of a task that is not imported: their types are forgotten, but not what came of earlier changes."""
+
+    _notes: ClassVar[Mapping[str, Any]] = {}
+
+    def updated(self, changes: Mapping[str, Any]) -> Self:
+        """See :meth:`Settings.updated`."""
+        known = self._notes.get(_update_key(plain_settings("", self), changes))
+        return super().updated(changes) if known is None else self.model_construct(**known)
+
+
+def _update_key(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    return sha256(json.dumps([settings, plain_data(changes)], sort_keys=True).encode()).hexdigest()
+
+
+def _no_load(data_dir: Path | None) -> TaskData:
+    raise NotImplementedError("a task that was not imported has no data")
+
+
+def _no_train(trial: Trial, settings: Any, data: Any) -> None:
+    raise NotImplementedError("a task that was not imported cannot train")
+
+
 def code_of(task: Task) -> str:
     """A text that changes with the code of a user's own task; empty for a built-in one, which has a version.
 
@@ -60,6 +159,8 @@ def code_of(task: Task) -> str:
     """
     if not task.is_own:
         return ""
+    if task.code is not None:
+        return task.code
     return _code_of(task.train, task.load)
 
 

@@ -169,6 +169,7 @@ class Task:
         better: whether lower or higher values of them are better.
         reads_files: whether ``load`` reads from the data folder.
         is_own: whether it is the user's own; set where it is imported.
+        code: what the code of the user's own task is known by, where that is remembered; default: found when needed.
     """
 
     name: str
@@ -182,3 +183,4 @@ class Task:
     better: Better = "lower"
     reads_files: bool = True
     is_own: bool = False
+    code: str | None = None
