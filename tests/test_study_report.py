@@ -485,7 +485,13 @@ def test_report_is_written_with_links_that_lead_somewhere(study, results, ledger
     assert path == folder / "report.html"
     written = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     cells = ["cells/digits-mlp.html", "cells/img-src-x-onerror-alert-1-script-bold.html"]
-    assert written == [*cells, "report.html"]
+    assert written == [*cells, "plotly.min.js", "report.html"]
+    # The program that draws the figures is there once, not in every page.
+    assert (folder / "plotly.min.js").stat().st_size > 3_000_000
+    for name, program in (*[(cell, "../plotly.min.js") for cell in cells[:1]], ("report.html", "plotly.min.js")):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert len(text) < 300_000
+        assert Elements(text).attributes("src") == [program]
     linked = set(Elements(path.read_text(encoding="utf-8")).attributes("href")) - {"data:,"}
     assert linked == set(cells)
     for name in cells:

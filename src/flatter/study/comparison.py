@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flatter.stats import Better, Judgement
+from flatter.stats import Better, Judgement, Verdict
 from flatter.study.flatness_summary import FlatnessSummary
 from flatter.study.records import Record
 
@@ -93,3 +93,8 @@ class Comparison:
     arms: tuple[ArmSummary, ...]
     records: tuple[Record, ...]
     flatness: FlatnessSummary | None = None
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Every arm's verdict against vanilla, by the arm's name; vanilla itself has none."""
+        return {arm.name: arm.vs_vanilla.verdict for arm in self.arms if arm.vs_vanilla is not None}
