@@ -703,7 +703,8 @@ def test_what_flatter_saves_is_plain_numbers_only():
     attach(optimizer, LEAP, seed=2**64 - 1)
     train(optimizer, 1)
     own = {key: value for key, value in optimizer.param_groups[0].items() if key.startswith("flatter")}
-    assert own.keys() == {"flatter_step", "flatter_seed", "flatter_fingerprint"}
+    names = ("step", "seed", "stream", "fingerprint", "support")
+    assert own.keys() == {f"flatter_{name}" for name in names}
     assert all(type(value) is int for value in own.values())
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
     twin = adam(make_parameters())

@@ -16,7 +16,7 @@ if (
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from flatter import lr_scheduler, optim
-from flatter.attach import Handle, perturb
+from flatter.attach import Handle, SharedNoiseWarning, handle_of, perturb
 from flatter.distributions import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
 from flatter.methods import alrao, leap, lr_dropout, ralr, random_lr, random_lr_normal
 from flatter.perturbation import Perturbation, Window
@@ -47,6 +47,7 @@ __all__ = [
     "Peak",
     "Perturbation",
     "Settings",
+    "SharedNoiseWarning",
     "StudyOutcome",
     "Task",
     "Trial",
@@ -56,6 +57,7 @@ __all__ = [
     "alrao",
     "compare",
     "flatness",
+    "handle_of",
     "leap",
     "lr_dropout",
     "lr_scheduler",

@@ -7,6 +7,7 @@ factor on every device.
 from __future__ import annotations
 
 import math
+import numbers
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +72,19 @@ class Distribution:
         return {"distribution": type(self).__name__, **fields}
 
 
+def plain_number(value: Any) -> Any:
+    """A number of numpy or ``fractions`` as Python's own, which every checkpoint can hold; all else as it is."""
+    if type(value) in (int, float, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def _check_finite(owner: object, **values: float) -> None:
+    """Checks the fields of a frozen value; numbers of other libraries, such as ``numpy.float32``, become Python's."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(f"{type(owner).__name__}: {name} must be a finite number, got {value!r}")
+        object.__setattr__(owner, name, plain_number(value))
 
 
 def _check_probability(owner: object, **values: float) -> None:
@@ -215,6 +225,7 @@ class Normal(Distribution):
 
     def __post_init__(self) -> None:
         _check_finite(self, loc=self.loc, scale=self.scale)
+        object.__setattr__(self, "minimum", plain_number(self.minimum))
         if self.scale < 0:
             raise ValueError(f"Normal: the standard deviation must not be negative, got {self.scale!r}")
         if not self.minimum < math.inf:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal, get_args
 
-from flatter.distributions import Constant, Distribution
+from flatter.distributions import Constant, Distribution, plain_number
 
 Scope = Literal["all", "group", "tensor", "channel", "element"]
 Cadence = Literal["step", "epoch", "once"]
@@ -35,6 +35,8 @@ class Window:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(f"Window: needs 0 <= start < stop <= 1, got start={self.start!r}, stop={self.stop!r}")
+        for name in ("start", "stop"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
 
     @property
     def is_always(self) -> bool:
@@ -85,6 +87,8 @@ class Perturbation:
             raise ValueError(
                 f"Perturbation: cadence must be one of {', '.join(get_args(Cadence))}; got {self.cadence!r}"
             )
+        for name in ("min_lr", "max_lr"):
+            object.__setattr__(self, name, plain_number(getattr(self, name)))
         low, high = self.bounds
         if (low, high) != (-math.inf, math.inf) and not self.acts_on_rate:
             raise ValueError(
@@ -146,7 +150,17 @@ class Perturbation:
         }
 
 
-def fingerprint(perturbations: tuple[Perturbation, ...]) -> int:
-    """63 bits that tell one composition from another: a plain number, so that any checkpoint can hold it."""
-    text = json.dumps([perturbation.to_dict() for perturbation in perturbations], sort_keys=True)
+def fingerprint(
+    perturbations: tuple[Perturbation, ...], steps_per_epoch: int | None = None, epochs: int | None = None
+) -> int:
+    """63 bits that tell one composition from another: a plain number, so that any checkpoint can hold it.
+
+    The number of steps in an epoch and of epochs count where the perturbations depend on them.
+    """
+    content: list[Any] = [perturbation.to_dict() for perturbation in perturbations]
+    if any(p.needs_steps_per_epoch for p in perturbations):
+        content.append({"steps_per_epoch": steps_per_epoch})
+    if any(p.needs_epochs for p in perturbations):
+        content.append({"epochs": epochs})
+    text = json.dumps(content, sort_keys=True)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

@@ -1,5 +1,5 @@
 """Attaching a perturbation to an optimizer: hooks, restore, state, the handle."""
 
-from flatter.attach.handle import Handle, perturb
+from flatter.attach.handle import Handle, SharedNoiseWarning, handle_of, perturb
 
-__all__ = ["Handle", "perturb"]
+__all__ = ["Handle", "SharedNoiseWarning", "handle_of", "perturb"]

@@ -63,7 +63,7 @@ def _rate_factors(perturbation: Perturbation, seed: int, block: int, stream: int
     """The factors of the ticks ``block · _BLOCK …``; float32 values."""
     ticks = range(block * _BLOCK, (block + 1) * _BLOCK)
     k0, k1 = torch.from_numpy(derive_keys(seed, ticks, stream, [unit]).astype(np.uint32).view(np.int32).T.copy())
-    words = reference.words(torch.zeros(_BLOCK, dtype=torch.int32), (k0, k1))
+    words = reference.words(torch.zeros(_BLOCK, dtype=torch.int32, device="cpu"), (k0, k1))
     factors: list[float] = perturbation.distribution.sample(words).tolist()
     return factors
 
@@ -97,9 +97,9 @@ class Draw:
         """Factors of the elements held here; float32, to broadcast over ``block.local_shape``."""
         match self.perturbation.scope:
             case "tensor":
-                index = torch.zeros((1,) * len(block.shape), dtype=torch.int64)
+                index = torch.zeros((1,) * len(block.shape), dtype=torch.int64, device="cpu")
             case "channel":
-                index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64)
+                index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64, device="cpu")
             case _:
                 index = block.index()
         words = dispatch.words_at(self.segment_key, index.to(device))

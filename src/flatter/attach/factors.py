@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 from flatter.attach.blend import block_factor
 from flatter.attach.draw import Calendar, Draw, draws, rate_factor
 from flatter.attach.identity import parameter_ids
-from flatter.attach.rate import bounded
+from flatter.attach.rate import Factor, bounded
 from flatter.attach.shards import local_part
 from flatter.perturbation import Perturbation
 
 Stream = tuple[int, Perturbation]
+# The parameters of each group (their ids) and their names.
+Structure = list[tuple[list[int], list[str] | None]]
 
 
 class Factors:
@@ -31,10 +33,16 @@ class Factors:
         self.perturbations = perturbations
         self.calendar = calendar
         self._ids: dict[Tensor, int] = {}
+        self._structure: Structure | None = None
         self._streams = [(stream, p) for stream, p in enumerate(perturbations) if not p.is_identity]
         self._is_always = all(p.window.is_always for _, p in self._streams)
         self._coarse = [(stream, p) for stream, p in self._streams if p.acts_on_rate]
         self._fine = [(stream, p) for stream, p in self._streams if not p.acts_on_rate]
+
+    @property
+    def has_fine(self) -> bool:
+        """Whether some perturbation is finer than a group, so that updates are scaled."""
+        return bool(self._fine)
 
     def acting(self, step: int) -> list[Stream]:
         """The perturbations, with their streams, that do anything at a step."""
@@ -65,7 +73,9 @@ class Factors:
 
     def of_parameter(self, seed: int, step: int, parameter: Tensor) -> Tensor:
         """The whole factor of one parameter; float32, broadcasts over the part that this process holds."""
-        rate = torch.tensor(self.rates(seed, step, self._group_of(parameter)), device=parameter.device)
+        number = self.rates(seed, step, self._group_of(parameter))
+        rate = torch.tensor(number, dtype=torch.float32, device=parameter.device)
+        self.refresh()
         drawn = self.draws(seed, step, [parameter])[0]
         if not drawn:
             return rate
@@ -77,16 +87,39 @@ class Factors:
         fine_mean = math.prod(p.distribution.mean for _, p in self.fine(step))
         effective = []
         for index, rate in enumerate(scheduled):
-            for of in self.coarse(step):
-                rate = bounded(rate * self.rate(of, seed, step, index), of[1].bounds)
+            for factor, bounds in self.bounded_rates(seed, step, index):
+                rate = bounded(rate * factor, bounds)
             effective.append(rate * fine_mean)
         return effective
 
+    def bounded_rates(self, seed: int, step: int, group: int) -> list[Factor]:
+        """The factors of one group's rate, each with the bounds that hold after it."""
+        return [(self.rate(of, seed, step, group), of[1].bounds) for of in self.coarse(step)]
+
     def units(self, parameters: list[Tensor]) -> list[int]:
-        """The identities of some of the optimizer's parameters."""
-        if any(parameter not in self._ids for parameter in parameters):  # at first, or a group was added
-            self._ids = parameter_ids(self._optimizer)
+        """The identities of some of the optimizer's parameters, as of the last :meth:`refresh`."""
         return [self._ids[parameter] for parameter in parameters]
+
+    def refresh(self) -> bool:
+        """Takes note of groups, parameters and names; ``True`` if they are not what they were, so nothing is known."""
+        structure: Structure = [
+            (list(map(id, group["params"])), group.get("param_names")) for group in self._optimizer.param_groups
+        ]
+        if structure == self._structure:
+            return False
+        self._ids = parameter_ids(self._optimizer)
+        # Names are kept as a copy: whoever edits the list in place must not edit ours.
+        self._structure = [(ids, None if names is None else list(names)) for ids, names in structure]
+        return True
+
+    def shares_draws(self, other: Factors) -> bool:
+        """Whether some parameter of each would draw the same words, given the same seed."""
+        mine, others = ({stream for stream, _ in factors._fine} for factors in (self, other))
+        if mine.isdisjoint(others):
+            return False
+        for factors in (self, other):
+            factors.refresh()
+        return not set(self._ids.values()).isdisjoint(other._ids.values())
 
     def _in_window(self, streams: list[Stream], step: int) -> list[Stream]:
         if self._is_always:  # every optimizer step asks: nothing is looked up that cannot change

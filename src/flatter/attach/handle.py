@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
+import operator
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,12 +17,16 @@ from torch.optim import Optimizer
 from flatter.attach import state
 from flatter.attach.draw import Calendar
 from flatter.attach.factors import Factors
-from flatter.attach.install import HANDLE, Remover, install
+from flatter.attach.install import HANDLE, Call, Remover, install, is_nested
 from flatter.attach.noisy_step import NoisyStep
 from flatter.attach.rate import shared_tensor_rates
-from flatter.attach.supported import check_supported
-from flatter.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT
+from flatter.attach.supported import KNOWN, check_supported
+from flatter.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT, stream_seed
 from flatter.perturbation import Perturbation, fingerprint
+
+
+class SharedNoiseWarning(UserWarning):
+    """Two optimizers of this process draw the same factors for their parameters."""
 
 
 def perturb(
@@ -27,6 +34,7 @@ def perturb(
     perturbation: Perturbation | Sequence[Perturbation],
     *,
     seed: int | None = None,
+    stream: int | None = None,
     steps_per_epoch: int | None = None,
     epochs: int | None = None,
     step: int | None = None,
@@ -47,7 +55,10 @@ def perturb(
             are identified by name if it was made from ``named_parameters()``, else by position.
         perturbation: one, or several whose factors multiply.
         seed: seed of the noise, 0 ≤ seed < 2**64. Default: the loaded state's, else 0. Same seed, same noise: under
-            any sharding, on every rank, after any resume; torch's own generators are neither read nor moved.
+            any sharding, on every rank, after any resume; torch's own generators are neither read nor moved. So
+            runs that differ in torch's seed alone share their noise: give each run its own.
+        stream: tells apart optimizers that share a seed, 0 ≤ stream < 2**64, such as a GAN's two. Default: the loaded
+            state's, else 0.
         steps_per_epoch: optimizer steps in an epoch; needed by perturbations that act by the epoch.
         epochs: epochs of the whole training; needed by perturbations with a window.
         step: optimizer steps already taken, if training did not start perturbed. Default: the loaded state's, else 0.
@@ -59,6 +70,10 @@ def perturb(
         TypeError: not an optimizer, or not perturbations.
         ValueError: an optimizer that cannot be perturbed, that is perturbed already, or lacks what the perturbation
             needs; a number out of range.
+
+    Warns:
+        SharedNoiseWarning: another optimizer of this process draws the same factors for its parameters: it has the
+            same seed and stream, and parameters of the same names, or of the same positions where there are no names.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"perturb needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -71,35 +86,79 @@ def perturb(
             "this optimizer is perturbed already: give all perturbations in one list, or remove() the first handle"
         )
     perturbations = tuple(perturbation) if isinstance(perturbation, Sequence) else (perturbation,)
-    _check_perturbations(optimizer, perturbations, steps_per_epoch, epochs)
-    check_supported(optimizer, per_element=any(not (p.is_identity or p.acts_on_rate) for p in perturbations))
-    start = _starting_state(optimizer, seed, step, fingerprint(perturbations))
-    return Handle(optimizer, perturbations, Calendar(steps_per_epoch, epochs), start, seed)
+    calendar = Calendar(_count("steps_per_epoch", steps_per_epoch), _count("epochs", epochs))
+    seed, stream = _integer("seed", seed, SEED_LIMIT), _integer("stream", stream, SEED_LIMIT)
+    step = _integer("step", step, TICK_LIMIT)
+    _check_perturbations(optimizer, perturbations, calendar)
+    is_fine = any(not (p.is_identity or p.acts_on_rate) for p in perturbations)
+    loaded = state.read(optimizer)
+    support = check_supported(optimizer, per_element=is_fine, known=None if loaded is None else loaded.support)
+    mark = fingerprint(perturbations, calendar.steps_per_epoch, calendar.epochs)
+    if loaded is not None:
+        _warn_if_other(loaded, seed, stream, mark)
+        start = replace(loaded, step=loaded.step if step is None else step, fingerprint=mark, support=support)
+    else:
+        start = state.State(step or 0, seed or 0, stream or 0, mark, support)
+    factors = Factors(optimizer, perturbations, calendar)
+    if is_fine:
+        factors.refresh()  # raises if the parameters cannot be told apart
+        _warn_if_shared(optimizer, factors, start)
+    return Handle(optimizer, factors, start, seed, stream)
+
+
+def handle_of(optimizer: Optimizer) -> Handle | None:
+    """The handle of an optimizer that is perturbed, such as a copy of one; ``None`` if it is not.
+
+    Args:
+        optimizer: any optimizer.
+    """
+    handle: Handle | None = vars(optimizer).get(HANDLE)
+    return handle
 
 
 class Handle:
     """A perturbation at work on an optimizer. Made by :func:`perturb`; a context manager that removes it at its end.
 
-    Attributes:
-        optimizer: the optimizer.
-        perturbations: the perturbations; their factors multiply.
+    A copy of a handle, by ``copy.deepcopy`` or ``pickle``, is the handle of a copy of its optimizer.
     """
 
+    # No other attributes: handle.perturbation = ... must not be accepted and do nothing.
+    __slots__ = (
+        "__weakref__",
+        "_asked_seed",
+        "_asked_stream",
+        "_calls",
+        "_factors",
+        "_nested",
+        "_optimizer",
+        "_removers",
+        "_state",
+        "_step",
+    )
+
     def __init__(
-        self,
-        optimizer: Optimizer,
-        perturbations: tuple[Perturbation, ...],
-        calendar: Calendar,
-        start: state.State,
-        asked_seed: int | None,
+        self, optimizer: Optimizer, factors: Factors, start: state.State, seed: int | None, stream: int | None
     ) -> None:
-        self.optimizer = optimizer
-        self.perturbations = perturbations
-        self._asked_seed = asked_seed
-        self._factors = Factors(optimizer, perturbations, calendar)
-        self._step = _noisy_step(optimizer, self._factors)
+        self._optimizer = optimizer
+        self._asked_seed, self._asked_stream = seed, stream
+        self._factors = factors
+        self._step = _noisy_step(optimizer, factors, start.support)
+        self._calls = 0  # of optimizer.step that have not returned
+        self._nested = 0  # hooks called again inside the step
+        self._removers: list[Remover] = []
         self._set_state(start)
-        self._removers: list[Remover] = install(optimizer, self)
+        self._removers = install(optimizer, self)
+        _LIVE.add(self)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer."""
+        return self._optimizer
+
+    @property
+    def perturbations(self) -> tuple[Perturbation, ...]:
+        """The perturbations; their factors multiply. To change them, :meth:`remove` the handle and perturb again."""
+        return self._factors.perturbations
 
     @property
     def step(self) -> int:
@@ -108,15 +167,25 @@ class Handle:
 
     @step.setter
     def step(self, value: int) -> None:
-        _check_range("step", value, TICK_LIMIT)
+        number = _in_range("step", value, TICK_LIMIT)
         if not self._removers:
             raise ValueError("this handle was removed: its optimizer has no noise whose step could be set")
-        self._set_state(replace(self._state, step=value))
+        self._set_state(replace(self._state, step=number))
 
     @property
     def seed(self) -> int:
         """Seed of the noise."""
         return self._state.seed
+
+    @property
+    def stream(self) -> int:
+        """The number that tells optimizers of the same seed apart."""
+        return self._state.stream
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the optimizer is in the middle of a step."""
+        return self._step.running
 
     def factor(self, step: int | None = None, parameter: Tensor | None = None) -> float | Tensor:
         """The factor of any step, past or future, before any bounds on the rate: it is a pure function of the step.
@@ -133,15 +202,14 @@ class Handle:
         Raises:
             ValueError: a parameter is needed and not given, is not the optimizer's, or the step is out of range.
         """
-        step = self.step if step is None else step
-        _check_range("step", step, TICK_LIMIT)
+        step = self.step if step is None else _in_range("step", step, TICK_LIMIT)
         if parameter is not None:
-            return self._factors.of_parameter(self.seed, step, parameter)
+            return self._factors.of_parameter(self._noise_seed, step, parameter)
         if any(p.scope != "all" for _, p in self._factors.acting(step)):
             raise ValueError(
                 "these perturbations have a factor for each group, tensor, channel or element: give parameter="
             )
-        return self._factors.rates(self.seed, step, group=0)
+        return self._factors.rates(self._noise_seed, step, group=0)
 
     def effective_lr(self, step: int | None = None, rates: Sequence[float] | None = None) -> list[float]:
         """The learning rate of each parameter group with the noise in it.
@@ -156,23 +224,24 @@ class Handle:
         Raises:
             ValueError: the step is out of range, or not one rate per group.
         """
-        step = self.step if step is None else step
-        _check_range("step", step, TICK_LIMIT)
+        step = self.step if step is None else _in_range("step", step, TICK_LIMIT)
         groups = self.optimizer.param_groups
         scheduled = [float(group["lr"]) for group in groups] if rates is None else list(rates)
         if len(scheduled) != len(groups):
             raise ValueError(f"rates must have one number per parameter group, {len(groups)}; got {len(scheduled)}")
-        return self._factors.effective_lr(self.seed, step, scheduled)
+        return self._factors.effective_lr(self._noise_seed, step, scheduled)
 
     def remove(self) -> None:
-        """Ends the perturbation and leaves no trace: hooks, state and buffers go. A second call does nothing."""
+        """Ends the perturbation and removes it completely: hooks, state and buffers. A second call does nothing."""
         if not self._removers:
             return
+        self._step.abandon()
         for remover in reversed(self._removers):
             remover()
         self._removers = []
+        _LIVE.discard(self)
         state.erase(self.optimizer)
-        self._step = _noisy_step(self.optimizer, self._factors)  # lets go of the buffers
+        self._step = _noisy_step(self.optimizer, self._factors, self._state.support)  # releases the buffers
 
     def __enter__(self) -> Handle:
         return self
@@ -181,45 +250,73 @@ class Handle:
         self.remove()
 
     def __repr__(self) -> str:
-        return f"Handle({', '.join(map(repr, self.perturbations))}, seed={self.seed}, step={self.step})"
+        stream = f", stream={self.stream}" if self.stream else ""
+        return f"Handle({', '.join(map(repr, self.perturbations))}, seed={self.seed}{stream}, step={self.step})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._removers:
+            return _handle_of_copy, (self.optimizer,)
+        return _removed, (self.optimizer, self.perturbations, self._factors.calendar, self._state)
 
     # The events that ``install`` subscribes to.
 
-    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter_step(self) -> None:
+        """Starts afresh where the last step ended without a word; called when ``optimizer.step`` is."""
+        if self._calls == 0 and self._step.running:
+            self._step.abandon()
+        self._calls += 1
+
+    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """Puts the noise in; called by the optimizer."""
+        if self._step.running:
+            if self._calls or is_nested(optimizer):  # super().step(): the outer step is the one that counts
+                self._nested += 1
+                return None
+            self._step.abandon()
+        self._nested = 0
         if not state.holds(optimizer, self._state):  # an optimizer that loads in its own way told nobody
             self.on_load(optimizer)
-        if not _is_priming(optimizer, kwargs):
-            self._step.begin(self.seed, self.step, args, kwargs)
+        if _is_priming(optimizer, kwargs):
+            return None
+        return self._step.begin(self._noise_seed, self.step, args, kwargs)
 
     def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Takes the noise out and counts the step; called by the optimizer."""
-        if self._step.running:
-            self._step.finish(self.seed, self.step)
-            now = self._state
-            self._set_state(state.State(now.step + 1, now.seed, now.fingerprint))
+        if self._nested and (self._calls or is_nested(optimizer)):
+            self._nested -= 1
+        elif self._step.running:
+            self._finish()
 
-    def on_exception(self) -> None:
-        """Takes the noise out of a step that failed, which does not count; called by the optimizer."""
-        self._step.abandon()
+    def leave_step(self, *, failed: bool) -> None:
+        """Ends a step whose last hook was not called; called when ``optimizer.step`` returns or raises."""
+        self._calls = max(0, self._calls - 1)
+        if self._calls == 0 and self._step.running:
+            if failed:
+                self._step.abandon()  # it does not count
+            else:
+                self._finish()
+
+    def _finish(self) -> None:
+        self._step.finish()
+        self._set_state(replace(self._state, step=self._state.step + 1))
 
     def on_load(self, optimizer: Optimizer) -> None:
         """Continues a loaded state; a plain checkpoint has none, and ours goes back in. Called by the optimizer."""
         loaded = state.read(optimizer)
         mark = self._state.fingerprint
         if loaded is not None:
-            _warn_if_other(loaded, self._asked_seed, mark)
-        self._set_state(replace(loaded or self._state, fingerprint=mark))
+            _warn_if_other(loaded, self._asked_seed, self._asked_stream, mark)
+        self._set_state(replace(loaded or self._state, fingerprint=mark, support=self._state.support))
 
     def reattach(self) -> Callable[[Optimizer], object]:
         """How a copy of the optimizer is perturbed as this one is."""
-        calendar = self._factors.calendar
         return functools.partial(
-            perturb,
-            perturbation=self.perturbations,
-            steps_per_epoch=calendar.steps_per_epoch,
-            epochs=calendar.epochs,
+            _attach_to_copy, perturbations=self.perturbations, calendar=self._factors.calendar, saved=self._state
         )
+
+    @property
+    def _noise_seed(self) -> int:
+        return stream_seed(self._state.seed, self._state.stream)
 
     def _set_state(self, new: state.State) -> None:
         # Kept here too: loading a plain checkpoint replaces the groups, and a group may be added without it.
@@ -227,10 +324,75 @@ class Handle:
         state.write(self.optimizer, new)
 
 
-def _noisy_step(optimizer: Optimizer, factors: Factors) -> NoisyStep:
+# Handles that are at work, to find those that share their noise.
+_LIVE: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _handle_of_copy(optimizer: Optimizer) -> Handle:
+    handle = handle_of(optimizer)
+    assert handle is not None  # a copy of a perturbed optimizer is perturbed
+    return handle
+
+
+def _attach_to_copy(
+    optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar, saved: state.State
+) -> None:
+    """Perturbs a copy as the original is. What was checked then is not checked again."""
+    start = state.read(optimizer) or saved
+    Handle(optimizer, Factors(optimizer, perturbations, calendar), start, None, None)
+
+
+def _removed(
+    optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar, last: state.State
+) -> Handle:
+    """A copy of a handle that has been removed: it answers for its factors, and does nothing."""
+    handle = Handle.__new__(Handle)
+    handle._optimizer = optimizer
+    handle._asked_seed = handle._asked_stream = None
+    handle._factors = Factors(optimizer, perturbations, calendar)
+    handle._step = NoisyStep(optimizer, handle._factors)
+    handle._calls = handle._nested = 0
+    handle._removers = []
+    handle._state = last
+    return handle
+
+
+def _noisy_step(optimizer: Optimizer, factors: Factors, support: int) -> NoisyStep:
     """How the noise gets into a step: an optimizer that knows better (``flatter.optim``) says so itself."""
     make: Callable[[Factors], NoisyStep] | None = getattr(optimizer, "noisy_step", None)
-    return NoisyStep(optimizer, factors) if make is None else make(factors)
+    return NoisyStep(optimizer, factors, moves_all=support != KNOWN) if make is None else make(factors)
+
+
+def _warn_if_shared(optimizer: Optimizer, factors: Factors, start: state.State) -> None:
+    """Warns where another optimizer at work draws the same factors for its parameters."""
+    if not _is_ignored(SharedNoiseWarning) and _shares_noise(optimizer, factors, start):
+        gc.collect()  # an optimizer that nobody holds any more lives on in a reference cycle
+        if _shares_noise(optimizer, factors, start):
+            warnings.warn(
+                f"another optimizer of this process draws the same factors for its parameters: it has seed={start.seed}"
+                f", stream={start.stream}, and parameters of the same names or positions. If they train together, give "
+                f"one of them another stream, such as stream={start.stream + 1}; if they are two runs, give each its "
+                "own seed. To silence this, filter flatter.SharedNoiseWarning",
+                SharedNoiseWarning,
+                stacklevel=4,
+            )
+
+
+def _is_ignored(category: type[Warning]) -> bool:
+    """Whether a filter ignores all warnings of a category, so that looking for a reason is not worth the time."""
+    for action, message, of, module, _ in warnings.filters:
+        if issubclass(category, of) and message is None and module is None:
+            return action == "ignore"
+    return False
+
+
+def _shares_noise(optimizer: Optimizer, factors: Factors, start: state.State) -> bool:
+    return any(
+        (other.seed, other.stream) == (start.seed, start.stream)
+        and other.optimizer is not optimizer
+        and factors.shares_draws(other._factors)
+        for other in list(_LIVE)
+    )
 
 
 def _is_priming(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:
@@ -242,23 +404,18 @@ def _is_priming(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:
     return says_none and all(float(group.get("lr", 1.0)) == 0.0 for group in optimizer.param_groups)
 
 
-def _check_perturbations(
-    optimizer: Optimizer, perturbations: tuple[Perturbation, ...], steps_per_epoch: int | None, epochs: int | None
-) -> None:
+def _check_perturbations(optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar) -> None:
     if not 0 < len(perturbations) <= STREAM_LIMIT:
         raise ValueError(
             f"perturb composes 1 to {STREAM_LIMIT} perturbations, such as [flatter.leap(0.05), flatter.ralr()]; "
             f"got {len(perturbations)}"
         )
-    for name, given in (("steps_per_epoch", steps_per_epoch), ("epochs", epochs)):
-        if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-            raise ValueError(f"{name} must be a positive integer, got {given!r}")
     for p in perturbations:
         if not isinstance(p, Perturbation):
             raise TypeError(f"perturb needs perturbations, such as flatter.leap(0.05); got {p!r}")
-        if p.needs_steps_per_epoch and steps_per_epoch is None:
+        if p.needs_steps_per_epoch and calendar.steps_per_epoch is None:
             raise ValueError(f"{p} acts by the epoch: give steps_per_epoch=, the number of optimizer steps in one")
-        if p.needs_epochs and epochs is None:
+        if p.needs_epochs and calendar.epochs is None:
             raise ValueError(f"{p} has a window: give epochs=, the number of epochs of the whole training")
         if p.acts_on_rate and any(group.get("lr") is None for group in optimizer.param_groups):
             raise ValueError(
@@ -268,33 +425,48 @@ def _check_perturbations(
             raise ValueError("groups that share one tensor as 'lr' cannot have a rate each: give every group its own")
 
 
-def _starting_state(optimizer: Optimizer, seed: int | None, step: int | None, mark: int) -> state.State:
-    for name, value, limit in (("seed", seed, SEED_LIMIT), ("step", step, TICK_LIMIT)):
-        if value is not None:
-            _check_range(name, value, limit)
-    loaded = state.read(optimizer)
-    if loaded is None:
-        return state.State(step or 0, seed or 0, mark)
-    _warn_if_other(loaded, seed, mark)
-    return state.State(loaded.step if step is None else step, loaded.seed, mark)
-
-
-def _warn_if_other(loaded: state.State, asked_seed: int | None, mark: int) -> None:
+def _warn_if_other(loaded: state.State, seed: int | None, stream: int | None, mark: int) -> None:
     """Warns where a loaded state is not of the seed that was asked for, or not of the perturbations attached."""
-    if asked_seed not in (None, loaded.seed):
-        warnings.warn(
-            f"the optimizer carries noise of seed {loaded.seed} from a checkpoint; it is continued, and "
-            f"seed={asked_seed} is not used. Leave seed out, or take the flatter_* entries out of the checkpoint's "
-            "param_groups",
-            stacklevel=4,
-        )
+    for name, asked, carried in (("seed", seed, loaded.seed), ("stream", stream, loaded.stream)):
+        if asked not in (None, carried):
+            warnings.warn(
+                f"the optimizer carries noise of {name} {carried} from a checkpoint; it is continued, and "
+                f"{name}={asked} is not used. Leave {name} out, or take the flatter_* entries out of the checkpoint's "
+                "param_groups",
+                stacklevel=4,
+            )
     if loaded.fingerprint != mark:
         warnings.warn(
-            "the loaded state was saved under another perturbation; training goes on with the one attached here",
+            "the loaded state was saved under another perturbation, or with another steps_per_epoch or epochs; "
+            "training goes on with those given here",
             stacklevel=4,
         )
 
 
-def _check_range(name: str, value: object, limit: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
+def _count(name: str, value: object) -> int | None:
+    """A positive integer or ``None``, checked."""
+    number = None if value is None else _as_integer(value)
+    if value is not None and (number is None or number < 1):
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return number
+
+
+def _integer(name: str, value: object, limit: int) -> int | None:
+    return None if value is None else _in_range(name, value, limit)
+
+
+def _in_range(name: str, value: object, limit: int) -> int:
+    """An integer in [0, limit), checked; numpy's integers become Python's, which any checkpoint can hold."""
+    number = _as_integer(value)
+    if number is None or not 0 <= number < limit:
         raise ValueError(f"{name} must be an integer in [0, 2**{limit.bit_length() - 1}), got {value!r}")
+    return number
+
+
+def _as_integer(value: Any) -> int | None:
+    if isinstance(value, (bool, Tensor)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None

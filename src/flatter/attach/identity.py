@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -20,20 +22,50 @@ def group_id(index: int) -> int:
 
 
 def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
-    """Identity of every parameter of an optimizer.
+    """Identity of every parameter of an optimizer; no two share one.
 
     An optimizer made from ``model.named_parameters()`` (torch 2.6 or newer) knows names; the prefixes of DDP,
-    torch.compile and activation checkpointing are taken off. Else a parameter is its position over all groups.
+    torch.compile and activation checkpointing are removed. A name that an earlier parameter has already, as when two
+    models are in two groups, is told apart by counting. Without names a parameter is its position over all groups.
+
+    Raises:
+        ValueError: a group does not hold as many names as parameters, so that nobody knows which is whose.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    names = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-    if len(names) != len(parameters):
-        names = [f"position:{position}" for position in range(len(parameters))]
+    names = _names(optimizer)
+    if names is None:
+        texts = [f"position:{position}" for position in range(len(parameters))]
     else:
         plain = [_unwrapped(name) for name in names]
-        # Two parameters must never share a draw: if taking the prefixes off made names meet, keep them on.
-        names = [f"name:{name}" for name in (plain if len(set(plain)) == len(plain) else names)]
-    return {parameter: unit_id(name) for parameter, name in zip(parameters, names, strict=True)}
+        # If removing the prefixes made different names meet, keep them.
+        texts = _distinct(plain if len(set(plain)) == len(set(names)) else names)
+    return {parameter: unit_id(text) for parameter, text in zip(parameters, texts, strict=True)}
+
+
+def _names(optimizer: Optimizer) -> list[str] | None:
+    """The names of all parameters, or ``None`` where the optimizer knows none."""
+    groups = optimizer.param_groups
+    if not any("param_names" in group for group in groups):
+        return None
+    for index, group in enumerate(groups):
+        names, parameters = group.get("param_names", ()), group["params"]
+        if len(names) != len(parameters):
+            raise ValueError(
+                f"parameter group {index} has {len(names)} names for {len(parameters)} parameters, so whose noise is "
+                "whose cannot be known. A wrapper that flattens or shards parameters may have replaced them: use "
+                "torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
+            )
+    return [name for group in groups for name in group["param_names"]]
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """A text for each name; repeated names are counted."""
+    seen: Counter[str] = Counter()
+    texts = []
+    for name in names:
+        texts.append(f"repeat:{seen[name]}:name:{name}" if seen[name] else f"name:{name}")
+        seen[name] += 1
+    return texts
 
 
 def _unwrapped(name: str) -> str:

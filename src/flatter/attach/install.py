@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,17 +16,23 @@ HANDLE = "_flatter_handle"
 Remover = Callable[[], object]
 
 
-class Attachment(Protocol):
-    """What is installed: the four events of an optimizer's life, and how to make a copy of it noisy again."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the optimizer's own step."""
+
+class Attachment(Protocol):
+    """What is installed: the events of an optimizer's life, and how to make a copy of it noisy again."""
+
+    def enter_step(self) -> None:
+        """When ``optimizer.step`` is called."""
+
+    def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """Before the optimizer's own step: the arguments it is to get, or ``None`` for those given."""
 
     def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """After it."""
 
-    def on_exception(self) -> None:
-        """When it raised."""
+    def leave_step(self, *, failed: bool) -> None:
+        """When ``optimizer.step`` returns, or raises."""
 
     def on_load(self, optimizer: Optimizer) -> None:
         """After a state dict was loaded."""
@@ -35,11 +42,9 @@ class Attachment(Protocol):
 
 
 def install(optimizer: Optimizer, attachment: Attachment) -> list[Remover]:
-    """Installs an attachment; calling the returned functions in reverse order takes every trace of it away."""
+    """Installs an attachment; calling the returned functions in reverse order removes it completely."""
     before = optimizer.register_step_pre_hook(_untraced(attachment.before_step))
     after = optimizer.register_step_post_hook(_untraced(attachment.after_step))
-    # First of the post-hooks: a user's own, which may step a scheduler, must find the clean rate.
-    optimizer._optimizer_step_post_hooks.move_to_end(after.id, last=False)  # type: ignore[attr-defined]
     loaded = optimizer.register_load_state_dict_post_hook(attachment.on_load)
     vars(optimizer)[HANDLE] = attachment
     return [
@@ -47,37 +52,77 @@ def install(optimizer: Optimizer, attachment: Attachment) -> list[Remover]:
         after.remove,
         loaded.remove,
         lambda: vars(optimizer).pop(HANDLE, None),
-        _guard_exceptions(optimizer, attachment),
+        _guard_step(optimizer, attachment, functools.partial(_stand_nearest, optimizer, before.id, after.id)),
         _keep_on_copy(optimizer, attachment),
     ]
 
 
-def _untraced(hook: Callable[..., None]) -> Callable[..., None]:
+def _stand_nearest(optimizer: Optimizer, before: int, after: int) -> None:
+    """Moves our hooks next to the step, whenever they were registered: the user's must find the clean rate."""
+    pre_hooks: Any = optimizer._optimizer_step_pre_hooks  # OrderedDicts, whatever torch's annotation says
+    post_hooks: Any = optimizer._optimizer_step_post_hooks
+    if next(reversed(pre_hooks)) != before:
+        pre_hooks.move_to_end(before)
+    if next(iter(post_hooks)) != after:
+        post_hooks.move_to_end(after, last=False)
+
+
+def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
     """A hook that ``torch.compile(optimizer.step)`` runs as it is: the keys are numpy's, and new at every step."""
 
-    def untraced(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def untraced(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Only when tracing: the wrapper imports the compiler, and takes longer at every step than the hook.
         if torch.compiler.is_compiling():
             hook_as_it_is = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-            hook_as_it_is(optimizer, args, kwargs)
-        else:
-            hook(optimizer, args, kwargs)
+            return hook_as_it_is(optimizer, args, kwargs)
+        return hook(optimizer, args, kwargs)
 
     return untraced
 
 
-def _guard_exceptions(optimizer: Optimizer, attachment: Attachment) -> Remover:
+def is_nested(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer is running further up the stack than the one whose hooks are being called.
+
+    Torch wraps hooks around the ``step`` of each class, so a subclass that calls ``super().step()`` calls them twice.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    steps = 0
+    while frame is not None and steps < 2:
+        if frame.f_code is _HOOKED_STEP and frame.f_locals.get("self") is optimizer:
+            steps += 1
+        frame = frame.f_back
+    return steps == 2
+
+
+_HOOKED_STEP = Optimizer.profile_hook_step(lambda: None).__code__
+
+
+def _guard_step(optimizer: Optimizer, attachment: Attachment, stand_nearest: Callable[[], None]) -> Remover:
     """Wraps ``optimizer.step``, as torch's schedulers do: hooks alone do not learn of an exception."""
     own = vars(optimizer).get("step")
     inner = optimizer.step
 
+    def enter() -> None:
+        if vars(optimizer).get(HANDLE) is attachment:
+            stand_nearest()
+            attachment.enter_step()
+
     @functools.wraps(inner)  # takes over the marks that schedulers leave on it
     def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            torch.compiler.disable(enter)()  # type: ignore[no-untyped-call]
+        else:
+            enter()
         try:
-            return inner(*args, **kwargs)
+            result = inner(*args, **kwargs)
         except BaseException:
-            attachment.on_exception()
+            attachment.leave_step(failed=True)
             raise
+        if torch.compiler.is_compiling():
+            torch.compiler.disable(attachment.leave_step)(failed=False)  # type: ignore[no-untyped-call]
+        else:
+            attachment.leave_step(failed=False)
+        return result
 
     guard = types.MethodType(step, optimizer)
     vars(optimizer)["step"] = guard

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import functools
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -46,7 +48,8 @@ class Slot:
     def of(parameter: Tensor) -> Slot:
         """A slot with a new buffer."""
         local, block = local_part(parameter)
-        old = torch.empty_like(local)
+        with torch.inference_mode(False):  # else a step in inference mode makes a buffer that no other step can fill
+            old = torch.empty_like(local)
         is_fast = block.start is not None and can_blend(local, old)
         return Slot(parameter, local, block, old, _form(local), local.stride(), is_fast)
 
@@ -66,39 +69,65 @@ class NoisyStep:
     Args:
         optimizer: the optimizer.
         factors: what its perturbations draw.
+        moves_all: whether the optimizer may move parameters that have no gradient. Torch's own never do.
+
+    Attributes:
+        running: whether a step has begun and not ended.
     """
 
-    def __init__(self, optimizer: Optimizer, factors: Factors) -> None:
+    def __init__(self, optimizer: Optimizer, factors: Factors, *, moves_all: bool = False) -> None:
         self._optimizer = optimizer
         self._factors = factors
+        self._moves_all = moves_all
         self._rates = RateLoan()
         self._blenders: dict[int, Blender] = {}
         self._slots: dict[Tensor, Slot] = {}
         self._moving: list[Slot] = []
         self._divided: tuple[list[Slot], list[Piece], list[Slot]] = [], [], []
+        self._now = (0, 0)
         self.running = False
 
-    def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the optimizer's own step: noisy rates go in, and parameters that are scaled later are copied."""
-        self._rates.restore()  # a step that was torn down without an exception reaching us
+    def begin(
+        self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before the optimizer's own step: noisy rates go in, and parameters that are scaled later are copied.
+
+        Args:
+            seed, step: what the factors are a function of.
+            args, kwargs: what the step was called with, the optimizer first.
+
+        Returns:
+            The arguments for the optimizer's own step, with closures that see the clean rates; ``None``: as they are.
+        """
         if _is_capturing():
             raise RuntimeError(
                 "flatter.perturb draws its factors on the host, and a CUDA graph would replay one draw for ever: "
                 "capture the forward and backward passes only, and step outside the graph"
             )
-        self._lend_rates(seed, step)
-        if self._factors.fine(step):
-            # With a closure the gradients are made inside step: which parameters will move is not known yet.
-            has_closure = any(callable(argument) for argument in (*args[1:], *kwargs.values()))
-            self._copy(step, every=has_closure)
+        self._now = seed, step
         self.running = True
+        has_closure = any(map(_is_closure, (*args[1:], *kwargs.values())))
+        try:
+            if self._factors.fine(step):
+                if self._factors.refresh():
+                    self._forget()
+                # With a closure the gradients are made inside step: which parameters will move is not known yet.
+                self._copy(step, every=has_closure or self._moves_all)
+            self._lend_rates()
+        except BaseException:
+            self.abandon()
+            raise
+        if not (has_closure and self._rates):
+            return None
+        args = (args[0], *(self._with_clean_rates(a) if _is_closure(a) else a for a in args[1:]))
+        return args, {key: self._with_clean_rates(a) if _is_closure(a) else a for key, a in kwargs.items()}
 
-    def finish(self, seed: int, step: int) -> None:
+    def finish(self) -> None:
         """After the optimizer's own step: rates are clean again, and updates are scaled."""
         self._rates.restore()
         if self._moving:
             with torch.no_grad():
-                self._blend(seed, step)
+                self._blend(*self._now)
         self._moving = []
         self.running = False
 
@@ -108,19 +137,32 @@ class NoisyStep:
         self._moving = []
         self.running = False
 
-    def _lend_rates(self, seed: int, step: int) -> None:
-        for of in self._factors.coarse(step):
-            bounds = of[1].bounds
-            lent: set[int] = set()
+    def _lend_rates(self) -> None:
+        seed, step = self._now
+        if self._factors.coarse(step):
             for index, group in enumerate(self._optimizer.param_groups):
-                rate = group["lr"]
-                factor = self._factors.rate(of, seed, step, index)
-                # With factor 1 the rate stays as it is, to the bit; a tensor that groups share is lent once.
-                if (factor == 1.0 and _within(rate, bounds)) or id(rate) in lent:
-                    continue
-                if isinstance(rate, Tensor):
-                    lent.add(id(rate))
-                self._rates.lend(group, factor, bounds)
+                self._rates.lend(group, self._factors.bounded_rates(seed, step, index))
+
+    def _with_clean_rates(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """A closure that finds and leaves the scheduled rates: what it writes is perturbed, and stays written."""
+
+        @functools.wraps(closure, updated=())
+        def clean(*args: Any, **kwargs: Any) -> Any:
+            self._rates.restore()
+            try:
+                return closure(*args, **kwargs)
+            finally:
+                if self.running:
+                    self._lend_rates()
+
+        return clean
+
+    def _forget(self) -> None:
+        """Lets go of what was prepared for parameters that are not the optimizer's any more."""
+        own = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+        self._slots = {parameter: slot for parameter, slot in self._slots.items() if parameter in own}
+        self._divided = [], [], []
+        self._blenders = {}
 
     def _copy(self, step: int, *, every: bool) -> None:
         """Copies the parameters that may move (those with a gradient, or every one) into their buffers."""
@@ -179,10 +221,9 @@ class NoisyStep:
         return blender, pieces, rest
 
 
-def _within(rate: float | Tensor, bounds: tuple[float, float]) -> bool:
-    if bounds == (-math.inf, math.inf):
-        return True  # and a rate on a GPU need not be read
-    return bounds[0] <= float(rate) <= bounds[1]
+def _is_closure(argument: object) -> bool:
+    """Whether an argument of ``step`` is a function that it may call; a model is passed for other reasons."""
+    return callable(argument) and not isinstance(argument, torch.nn.Module) and not inspect.isclass(argument)
 
 
 def _is_capturing() -> bool:

@@ -2,47 +2,110 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Rate = float | Tensor
+Bounds = tuple[float, float]
+Factor = tuple[float, Bounds]
+
+UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 
-def bounded(rate: float, bounds: tuple[float, float]) -> float:
+def bounded(rate: float, bounds: Bounds) -> float:
     """The rate, or the bound that it is beyond."""
     low, high = bounds
     return min(max(rate, low), high)
 
 
-class RateLoan:
-    """The clean rates of the groups whose rate is noisy now. A tensor rate is filled in place, never replaced."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loan:
+    """A group whose rate is noisy now.
 
-    def __init__(self) -> None:
-        self._clean: list[tuple[dict[str, Any], Rate]] = []
+    Attributes:
+        group: the group.
+        holder: what it held as its rate: a number, or the tensor that is filled in place.
+        clean: the clean rate.
+        noisy: the noisy rate.
+        version: the tensor's version with the noisy rate in it; 0 for a number.
+    """
 
-    def lend(self, group: dict[str, Any], factor: float, bounds: tuple[float, float]) -> None:
-        """Multiplies a group's rate by a factor and clamps it to the bounds, until :meth:`restore`."""
-        rate: Rate = group["lr"]
-        if isinstance(rate, Tensor):
-            self._clean.append((group, rate.clone()))
-            with torch.no_grad():
-                rate.mul_(factor).clamp_(*bounds)
-        else:
-            self._clean.append((group, rate))
-            group["lr"] = bounded(rate * factor, bounds)
+    group: dict[str, Any]
+    holder: float | Tensor
+    clean: float | Tensor
+    noisy: float | Tensor
+    version: int
 
     def restore(self) -> None:
-        """Puts every clean rate back; the last one lent goes first, so that composed factors unwind."""
-        while self._clean:
-            group, clean = self._clean.pop()
-            if isinstance(clean, Tensor):
+        """Puts the clean rate back, unless a new one was written meanwhile: that one stays."""
+        now = self.group["lr"]
+        if isinstance(self.holder, Tensor):
+            if not self._was_filled(self.holder):
                 with torch.no_grad():
-                    group["lr"].copy_(clean)
-            else:
-                group["lr"] = clean
+                    self.holder.copy_(torch.as_tensor(self.clean))
+        elif not isinstance(now, Tensor) and now == self.noisy:
+            self.group["lr"] = self.clean
+
+    def _was_filled(self, rate: Tensor) -> bool:
+        """Whether somebody else wrote into the tensor. On a GPU it is not read, because that would wait for the GPU."""
+        if rate.device.type == "cpu":
+            return not torch.equal(rate, torch.as_tensor(self.noisy))
+        return _version(rate) != self.version
+
+
+class RateLoan:
+    """The rates that are noisy now, and the clean ones behind them. A tensor is filled in place, never replaced."""
+
+    def __init__(self) -> None:
+        self._loans: list[_Loan] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._loans)
+
+    def lend(self, group: dict[str, Any], factors: Sequence[Factor]) -> None:
+        """Multiplies a group's rate by each factor and clamps it to that factor's bounds, until :meth:`restore`.
+
+        A rate that all factors leave alone keeps its bits. A tensor that several groups share is filled once.
+        """
+        rate: float | Tensor = group["lr"]
+        if all(factor == 1.0 and _within(rate, bounds) for factor, bounds in factors):
+            return
+        if isinstance(rate, Tensor):
+            if any(loan.holder is rate for loan in self._loans):
+                return
+            clean = rate.clone()
+            with torch.no_grad():
+                for factor, bounds in factors:
+                    rate.mul_(factor)
+                    if bounds != UNBOUNDED:
+                        rate.clamp_(*bounds)
+            noisy = rate.clone() if rate.device.type == "cpu" else rate
+            self._loans.append(_Loan(group, rate, clean, noisy, _version(rate)))
+            return
+        noisy_rate = rate
+        for factor, bounds in factors:
+            noisy_rate = bounded(noisy_rate * factor, bounds)
+        self._loans.append(_Loan(group, rate, rate, noisy_rate, 0))
+        group["lr"] = noisy_rate
+
+    def restore(self) -> None:
+        """Puts the clean rates back where no other was written."""
+        while self._loans:
+            self._loans.pop().restore()
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _within(rate: float | Tensor, bounds: Bounds) -> bool:
+    # Without bounds a rate on a GPU need not be read.
+    return bounds == UNBOUNDED or bounds[0] <= float(rate) <= bounds[1]
 
 
 def shared_tensor_rates(optimizer: Optimizer) -> bool:

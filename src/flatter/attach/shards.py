@@ -46,7 +46,7 @@ class Block:
 
     def index(self) -> Tensor:
         """Row-major logical index in the whole of every element held here; int64, ``local_shape``."""
-        index = torch.zeros((1,) * len(self.shape), dtype=torch.int64)
+        index = torch.zeros((1,) * len(self.shape), dtype=torch.int64, device="cpu")
         stride = 1
         for dimension in reversed(range(len(self.shape))):
             index = index + self.channel(dimension) * stride
@@ -56,7 +56,7 @@ class Block:
     def channel(self, dimension: int = 0) -> Tensor:
         """Global positions along one dimension, shaped to broadcast over ``local_shape``; int64."""
         row = self.rows[dimension]
-        positions = row if isinstance(row, Tensor) else torch.arange(row.start, row.stop)
+        positions = row if isinstance(row, Tensor) else torch.arange(row.start, row.stop, device="cpu")
         return positions.view([-1 if d == dimension else 1 for d in range(len(self.shape))])
 
 
@@ -120,7 +120,7 @@ def _rows(size: int, held: int, cuts: list[_Cut]) -> range | Tensor:
         # defines the placement and distribute_tensor cuts, is the same but for some uneven sizes.
         orders.insert(0, [*cuts[1:], cuts[0]._replace(pieces=1)])
     for order in orders:
-        rows = torch.arange(size)
+        rows = torch.arange(size, device="cpu")
         for cut in order:
             rows = cut.of(rows)
         if len(rows) == held:

@@ -8,7 +8,10 @@ from torch.optim import Optimizer
 
 _STEP = "flatter_step"
 _SEED = "flatter_seed"
+_STREAM = "flatter_stream"
 _FINGERPRINT = "flatter_fingerprint"
+_SUPPORT = "flatter_support"
+_KEYS = (_STEP, _SEED, _STREAM, _FINGERPRINT, _SUPPORT)
 
 
 @dataclass(frozen=True)
@@ -18,25 +21,36 @@ class State:
     Attributes:
         step: optimizer steps taken under the perturbation (or before it, as the user said).
         seed: the seed of the noise.
-        fingerprint: which perturbations they were.
+        stream: the number that tells optimizers of the same seed apart.
+        fingerprint: which perturbations they were, and their calendar.
+        support: how it is known that the optimizer can be perturbed; see :mod:`flatter.attach.supported`.
     """
 
     step: int
     seed: int
+    stream: int
     fingerprint: int
+    support: int
 
 
 def write(optimizer: Optimizer, state: State) -> None:
     """Puts the state into every parameter group."""
+    entries = {
+        _STEP: state.step,
+        _SEED: state.seed,
+        _STREAM: state.stream,
+        _FINGERPRINT: state.fingerprint,
+        _SUPPORT: state.support,
+    }
     for group in optimizer.param_groups:
-        group.update({_STEP: state.step, _SEED: state.seed, _FINGERPRINT: state.fingerprint})
+        group.update(entries)
 
 
 def read(optimizer: Optimizer) -> State | None:
     """The state that an optimizer carries, or ``None``; a group that was added later may not have it yet."""
     for group in optimizer.param_groups:
         if _STEP in group:
-            return State(int(group[_STEP]), int(group[_SEED]), int(group[_FINGERPRINT]))
+            return State(*(int(group.get(key, 0)) for key in _KEYS))
     return None
 
 
@@ -44,13 +58,13 @@ def holds(optimizer: Optimizer, state: State) -> bool:
     """Whether the optimizer carries this state: ``read(optimizer) == state``, for every step."""
     for group in optimizer.param_groups:
         if _STEP in group:
-            same_seed = group[_SEED] == state.seed and group[_FINGERPRINT] == state.fingerprint
-            return bool(same_seed and group[_STEP] == state.step)
+            same = group[_STEP] == state.step and group[_SEED] == state.seed and group[_STREAM] == state.stream
+            return bool(same and group[_FINGERPRINT] == state.fingerprint)
     return False
 
 
 def erase(optimizer: Optimizer) -> None:
-    """Takes the state out of every parameter group."""
+    """Removes the state from every parameter group."""
     for group in optimizer.param_groups:
-        for key in (_STEP, _SEED, _FINGERPRINT):
+        for key in _KEYS:
             group.pop(key, None)

@@ -28,7 +28,10 @@ _LINEAR = (
 )  # fmt: skip
 
 
-def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
+KNOWN, MEASURED, UNMEASURED = range(3)
+
+
+def check_supported(optimizer: Optimizer, *, per_element: bool, known: int | None = None) -> int:
     """Refuses an optimizer that a perturbation would not do justice to.
 
     Args:
@@ -57,8 +60,9 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
             raise ValueError(
                 f"{name} wraps another optimizer as its attribute {attribute!r}, which does the steps: perturb that one"
             )
+    is_known = (_is_torchs(type(optimizer)) or _is_ours(type(optimizer))) and name in _LINEAR
     if not per_element:
-        return
+        return KNOWN if is_known else UNMEASURED
     reason = _lost_elements(optimizer)
     if reason is not None:
         raise ValueError(
@@ -69,14 +73,17 @@ def check_supported(optimizer: Optimizer, *, per_element: bool) -> None:
         raise ValueError(
             "differentiable=True cannot be perturbed per element: the update is scaled in place afterwards"
         )
-    if (_is_torchs(type(optimizer)) or _is_ours(type(optimizer))) and name in _LINEAR:
-        return
+    if is_known:
+        return KNOWN
+    if known:
+        return known
     reason = nonlinearity(optimizer)
     if reason is not None:
         raise ValueError(
             f"{name} cannot be perturbed per element, channel or tensor: {reason}, "
             "measured on a toy copy. Use a perturbation with scope 'all' or 'group', or another optimizer"
         )
+    return MEASURED
 
 
 def _lost_elements(optimizer: Optimizer) -> str | None:

@@ -35,6 +35,14 @@ def unit_id(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
+def stream_seed(seed: int, stream: int) -> int:
+    """The seed whose noise an optimizer draws that was given this seed and stream: stream 0 is the seed itself.
+
+    Else it is the first eight bytes, little-endian, of BLAKE2b of ``stream:{seed}:{stream}``.
+    """
+    return seed if stream == 0 else unit_id(f"stream:{seed}:{stream}")
+
+
 def derive_keys(
     seed: int, tick: int | range, stream: int, units: Sequence[int], segment: int = 0
 ) -> NDArray[np.uint64]:

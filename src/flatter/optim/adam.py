@@ -43,7 +43,7 @@ class Adam(_Adam, torch.optim.Adam):
             decoupled_weight_decay: as ``torch.optim.Adam``. ``foreach=True`` and ``fused=False`` ask for torch's own
             step, which is then scaled afterwards.
         perturbation: one, or several whose factors multiply; default none, which is ``torch.optim.Adam`` to the bit.
-        seed, steps_per_epoch, epochs: as :func:`flatter.perturb`.
+        seed, stream, steps_per_epoch, epochs: as :func:`flatter.perturb`.
 
     Raises:
         ValueError: as ``torch.optim.Adam`` and :func:`flatter.perturb`; a seed without a perturbation.
@@ -66,6 +66,7 @@ class Adam(_Adam, torch.optim.Adam):
         decoupled_weight_decay: bool = False,
         perturbation: Perturbations | None = None,
         seed: int | None = None,
+        stream: int | None = None,
         steps_per_epoch: int | None = None,
         epochs: int | None = None,
     ) -> None:
@@ -85,4 +86,4 @@ class Adam(_Adam, torch.optim.Adam):
             fused=fused,
             **asked,
         )
-        self._attach(perturbation, seed, steps_per_epoch, epochs)
+        self._attach(perturbation, seed, stream, steps_per_epoch, epochs)

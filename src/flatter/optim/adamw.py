@@ -23,7 +23,7 @@ class AdamW(_Adam, torch.optim.AdamW):
             ``torch.optim.AdamW``. ``foreach=True`` and ``fused=False`` ask for torch's own step, which is then scaled
             afterwards.
         perturbation: one, or several whose factors multiply; default none, which is ``torch.optim.AdamW`` to the bit.
-        seed, steps_per_epoch, epochs: as :func:`flatter.perturb`.
+        seed, stream, steps_per_epoch, epochs: as :func:`flatter.perturb`.
 
     Raises:
         ValueError: as ``torch.optim.AdamW`` and :func:`flatter.perturb`; a seed without a perturbation.
@@ -47,6 +47,7 @@ class AdamW(_Adam, torch.optim.AdamW):
         fused: bool | None = None,
         perturbation: Perturbations | None = None,
         seed: int | None = None,
+        stream: int | None = None,
         steps_per_epoch: int | None = None,
         epochs: int | None = None,
     ) -> None:
@@ -63,7 +64,7 @@ class AdamW(_Adam, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        self._attach(perturbation, seed, steps_per_epoch, epochs)
+        self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         (amsgrad, decays, _, ascends), numbers = super()._settings(group)

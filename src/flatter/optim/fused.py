@@ -34,9 +34,11 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(step)
     def hooked(self: Fused, *args: Any, **kwargs: Any) -> Any:
         handle = self.handle
-        if handle is None or not _listens_alone(self):
+        if handle is None or handle.in_step or not _listens_alone(self):
             return wrapped(self, *args, **kwargs)
-        handle.before_step(self, (self, *args), kwargs)
+        changed = handle.before_step(self, (self, *args), kwargs)
+        if changed is not None:
+            (_, *args), kwargs = changed  # type: ignore[assignment]
         result = step(self, *args, **kwargs)
         handle.after_step(self, (self, *args), kwargs)
         return result
@@ -64,20 +66,24 @@ class Fused(Optimizer):
     """
 
     _noisy: FusedStep | None = None
+    _overridden: str | None = None
     _kernel: str
 
     def _attach(
         self,
         perturbation: Perturbations | None,
         seed: int | None,
+        stream: int | None,
         steps_per_epoch: int | None,
         epochs: int | None,
     ) -> None:
         """The end of every constructor: attaches the perturbation, if one is given."""
         if perturbation is not None:
-            perturb(self, perturbation, seed=seed, steps_per_epoch=steps_per_epoch, epochs=epochs)
-        elif (seed, steps_per_epoch, epochs) != (None, None, None):
-            raise ValueError("seed, steps_per_epoch and epochs are the perturbation's: give perturbation= with them")
+            perturb(self, perturbation, seed=seed, stream=stream, steps_per_epoch=steps_per_epoch, epochs=epochs)
+        elif (seed, stream, steps_per_epoch, epochs) != (None, None, None, None):
+            raise ValueError(
+                "seed, stream, steps_per_epoch and epochs are the perturbation's: give perturbation= with them"
+            )
 
     @property
     def handle(self) -> Handle | None:
@@ -88,7 +94,7 @@ class Fused(Optimizer):
     @property
     def fallback(self) -> str | None:
         """Why the last perturbed step was not fused but torch's own, scaled afterwards; ``None`` if it was fused."""
-        return None if self._noisy is None else self._noisy.fallback
+        return self._overridden if self._noisy is None else self._noisy.fallback
 
     @_hooked
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -114,6 +120,12 @@ class Fused(Optimizer):
 
     def noisy_step(self, factors: Factors) -> NoisyStep:
         """How a perturbation acts on this optimizer; asked by :func:`flatter.perturb`."""
+        if type(self).step is not Fused.step:
+            # What a subclass does before and after torch's update is part of the step, and scaled with it.
+            if self._overridden is None and factors.has_fine:
+                self._overridden = f"{type(self).__name__} has a step of its own"
+                _warn_of_fallback(self, self._overridden, stacklevel=5)
+            return NoisyStep(self, factors, moves_all=True)
         self._noisy = FusedStep(self, factors)
         return self._noisy
 
@@ -128,6 +140,14 @@ class Fused(Optimizer):
     def _update(self, group: dict[str, Any]) -> Update:
         """A group's update, its states made as torch makes them."""
         raise NotImplementedError
+
+
+def _warn_of_fallback(optimizer: Fused, reason: str, *, stacklevel: int) -> None:
+    warnings.warn(
+        f"{type(optimizer).__name__} runs torch's own step and scales it afterwards, which is slower: "
+        f"{reason}",
+        stacklevel=stacklevel,
+    )
 
 
 def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,13 +169,11 @@ class FusedStep(NoisyStep):
         super().__init__(optimizer, factors)
         self._fused = optimizer
         self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
-        self._now = (0, 0)
         self.fallback: str | None = None
 
-    def begin(self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the optimizer's step: noisy rates go in."""
-        super().begin(seed, step, args, kwargs)
-        self._now = seed, step
+    def _forget(self) -> None:
+        super()._forget()
+        self._plans = {}
 
     def _copy(self, step: int, *, every: bool) -> None:
         """Nothing yet: whether a copy is needed is known when the gradients are, and a closure may still make them."""
@@ -169,11 +187,7 @@ class FusedStep(NoisyStep):
         reason = self._fuse(fine, seed, step)
         if reason is not None:
             if reason != self.fallback:
-                warnings.warn(
-                    f"flatter.optim.{type(self._fused).__name__} runs torch's own step and scales it afterwards, "
-                    f"which is slower: {reason}",
-                    stacklevel=5,  # past step, its hooks and its guard: where the user calls it
-                )
+                _warn_of_fallback(self._fused, reason, stacklevel=6)  # past step, its hooks and its guard
             super()._copy(step, every=False)
         self.fallback = reason
         return reason is None

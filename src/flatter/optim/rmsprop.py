@@ -19,7 +19,7 @@ class RMSprop(Fused, torch.optim.RMSprop):
         params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable: as
             ``torch.optim.RMSprop``. ``foreach=True`` asks for torch's own step, which is then scaled afterwards.
         perturbation: one, or several whose factors multiply; default none: ``torch.optim.RMSprop`` to the bit.
-        seed, steps_per_epoch, epochs: as :func:`flatter.perturb`.
+        seed, stream, steps_per_epoch, epochs: as :func:`flatter.perturb`.
 
     Raises:
         ValueError: as ``torch.optim.RMSprop`` and :func:`flatter.perturb`; a seed without a perturbation.
@@ -44,6 +44,7 @@ class RMSprop(Fused, torch.optim.RMSprop):
         *,
         perturbation: Perturbations | None = None,
         seed: int | None = None,
+        stream: int | None = None,
         steps_per_epoch: int | None = None,
         epochs: int | None = None,
     ) -> None:
@@ -60,7 +61,7 @@ class RMSprop(Fused, torch.optim.RMSprop):
             maximize,
             differentiable,
         )
-        self._attach(perturbation, seed, steps_per_epoch, epochs)
+        self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
 
     def _update(self, group: dict[str, Any]) -> Update:
         params: list[Tensor] = []

@@ -20,7 +20,7 @@ class SGD(Fused, torch.optim.SGD):
             ``torch.optim.SGD``. ``foreach=True`` and ``fused=False`` ask for torch's own step, which is then scaled
             afterwards.
         perturbation: one, or several whose factors multiply; default none, which is ``torch.optim.SGD`` to the bit.
-        seed, steps_per_epoch, epochs: as :func:`flatter.perturb`.
+        seed, stream, steps_per_epoch, epochs: as :func:`flatter.perturb`.
 
     Raises:
         ValueError: as ``torch.optim.SGD`` and :func:`flatter.perturb`; a seed without a perturbation.
@@ -44,6 +44,7 @@ class SGD(Fused, torch.optim.SGD):
         fused: bool | None = None,
         perturbation: Perturbations | None = None,
         seed: int | None = None,
+        stream: int | None = None,
         steps_per_epoch: int | None = None,
         epochs: int | None = None,
     ) -> None:
@@ -59,7 +60,7 @@ class SGD(Fused, torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self._attach(perturbation, seed, steps_per_epoch, epochs)
+        self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
 
     def _update(self, group: dict[str, Any]) -> Update:
         params: list[Tensor] = []

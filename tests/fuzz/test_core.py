@@ -1,0 +1,596 @@
+"""A perturbed optimizer against a plain twin, through random lives: what `h = η · f` says must hold at every step.
+
+The twin is the same optimizer without a perturbation. Before each step it is given the perturbed one's parameters, so
+after it the perturbed one must have moved f times as far, with f computed here from docs/noise.md; must remember the
+same; must show the same rates to everyone at any time; and must have moved no random state.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import itertools
+import math
+import pickle
+import warnings
+import weakref
+from collections import Counter
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from fuzzing import fuzz_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from lion_pytorch import Lion
+from noise_oracle import factor, hash_of, words
+from torch import nn, optim
+
+import flatter
+from contract.training import global_random_states, same_bits
+from flatter import optim as fused
+
+STEPS_PER_EPOCH, EPOCHS = 2, 4
+
+
+class CallsSuper(optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class FusedCallsSuper(fused.AdamW):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class WritesRate(optim.SGD):
+    """Follows a schedule of its own, in the middle of its step."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for group in self.param_groups:
+            group["own_steps"] = group.get("own_steps", 0) + 1
+            group["lr"] = 0.1 / math.sqrt(group["own_steps"])
+        return loss
+
+
+class Breaks(optim.SGD):
+    """Fails at the end of a step when asked to, with everything moved."""
+
+    failure = None
+
+    def step(self, closure=None):
+        super().step(closure)
+        if self.failure is not None:
+            raise self.failure
+
+
+class MovesAll(optim.SGD):
+    """Moves parameters that have no gradient as well."""
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is None:
+                        p.sub_(group["lr"] * 0.3)
+        return loss
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An optimizer, its plain twin, and what it can train."""
+
+    make: type[optim.Optimizer]
+    options: dict
+    twin: type[optim.Optimizer] | None = None
+    matrices: bool = False
+    memoryless: bool = False
+    tensor_rate: bool = False
+
+
+KINDS = {
+    "SGD": Kind(optim.SGD, {"lr": 0.1}, memoryless=True),
+    "SGD momentum": Kind(optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
+    "SGD foreach": Kind(optim.SGD, {"lr": 0.1, "momentum": 0.9, "foreach": True}),
+    "SGD tensor rate": Kind(optim.SGD, {"lr": 0.1, "foreach": False}, memoryless=True, tensor_rate=True),
+    "Adam": Kind(optim.Adam, {"lr": 0.05, "amsgrad": True}),
+    "AdamW": Kind(optim.AdamW, {"lr": 0.05, "weight_decay": 0.1}),
+    "AdamW tensor rate": Kind(optim.AdamW, {"lr": 0.05, "foreach": False}, tensor_rate=True),
+    "RMSprop": Kind(optim.RMSprop, {"lr": 0.01, "momentum": 0.9, "centered": True}),
+    "Adagrad": Kind(optim.Adagrad, {"lr": 0.1}),
+    "RAdam": Kind(optim.RAdam, {"lr": 0.05}),
+    "NAdam": Kind(optim.NAdam, {"lr": 0.05}),
+    "Adamax": Kind(optim.Adamax, {"lr": 0.05}),
+    "Adadelta": Kind(optim.Adadelta, {"lr": 1.0}),
+    "Muon": Kind(optim.Muon, {"lr": 0.02}, matrices=True),
+    "Lion": Kind(Lion, {"lr": 0.01, "weight_decay": 0.1}),
+    "fused SGD": Kind(fused.SGD, {"lr": 0.1, "momentum": 0.9}, optim.SGD),
+    "fused Adam": Kind(fused.Adam, {"lr": 0.05}, optim.Adam),
+    "fused AdamW": Kind(fused.AdamW, {"lr": 0.05, "amsgrad": True}, optim.AdamW),
+    "fused RMSprop": Kind(fused.RMSprop, {"lr": 0.01, "momentum": 0.9}, optim.RMSprop),
+    "subclass": Kind(CallsSuper, {"lr": 0.1, "momentum": 0.9}, optim.SGD),
+    "fused subclass": Kind(FusedCallsSuper, {"lr": 0.05}, optim.AdamW),
+    "writes its rate": Kind(WritesRate, {"lr": 0.1}, memoryless=True),
+    "breaks": Kind(Breaks, {"lr": 0.1}, memoryless=True),
+    "moves all": Kind(MovesAll, {"lr": 0.1}, memoryless=True),
+}
+
+numbers = st.floats(0.0, 3.0, width=16)
+DISTRIBUTIONS = st.one_of(
+    st.tuples(st.just("constant"), st.tuples(st.sampled_from([0.0, 0.5, 1.0, 3.0]))),
+    st.tuples(st.just("bernoulli"), st.tuples(st.sampled_from([0.25, 0.5, 0.9, 1.0]))),
+    st.tuples(st.just("uniform"), st.tuples(numbers, numbers).map(lambda pair: tuple(sorted(pair)))),
+    st.tuples(st.just("loguniform"), st.just((0.1, 3.0))),
+    st.tuples(st.just("normal"), st.sampled_from([(1.0, 0.1, -math.inf), (1.0, 0.5, 0.0), (2.0, 0.0, -math.inf)])),
+    st.tuples(st.just("ralr"), st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.just(1.0), st.just(3.0))),
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A perturbation as plain numbers, for flatter and for the oracle."""
+
+    name: str
+    numbers: tuple[float, ...]
+    scope: str
+    cadence: str
+    window: tuple[float, float]
+    bounds: tuple[float | None, float | None]
+
+    def perturbation(self) -> flatter.Perturbation:
+        distribution = {
+            "constant": flatter.Constant,
+            "bernoulli": flatter.Bernoulli,
+            "uniform": flatter.Uniform,
+            "loguniform": flatter.LogUniform,
+            "normal": flatter.Normal,
+            "ralr": lambda p, low, high: flatter.Mixture(p, flatter.Uniform(low, high), flatter.Constant(1.0)),
+        }[self.name](*self.numbers)
+        return flatter.Perturbation(distribution, self.scope, self.cadence, flatter.Window(*self.window), *self.bounds)
+
+    @property
+    def is_fine(self) -> bool:
+        return self.scope not in ("all", "group")
+
+    def of(self, seed: int, step: int, position: int, group: int, unit: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The factor over a parameter at a step, float64, to broadcast over it."""
+        epoch = step // STEPS_PER_EPOCH
+        start, stop = (round(edge * EPOCHS, 9) for edge in self.window)
+        if epoch < start or (self.window[1] < 1 and epoch >= stop):
+            return np.ones(())
+        unit = {"all": "all", "group": f"group:{group}"}.get(self.scope, unit)
+        if self.scope == "element":
+            elements = np.arange(math.prod(shape)).reshape(shape)
+        elif self.scope == "channel":
+            elements = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) if shape else np.zeros((), int)
+        else:
+            elements = np.zeros((), int)
+        tick = {"step": step, "epoch": epoch, "once": 0}[self.cadence]
+        return factor(self.name, self.numbers, words(seed, tick, position, unit, elements))
+
+
+@st.composite
+def methods(draw):
+    name, numbers = draw(DISTRIBUTIONS)
+    scope = draw(st.sampled_from(["all", "group", "tensor", "channel", "element", "element"]))
+    bounds = (None, None) if scope not in ("all", "group") else draw(st.sampled_from([(None, None), (0.01, 0.08)]))
+    window = draw(st.sampled_from([(0.0, 1.0), (0.0, 1.0), (0.5, 1.0), (0.0, 0.5), (0.25, 0.75)]))
+    return Method(name, numbers, scope, draw(st.sampled_from(["step", "step", "epoch", "once"])), window, bounds)
+
+
+SHAPES = ((), (3,), (2, 4), (4, 2, 3), (0,))
+MATRICES = ((4, 3), (2, 5))
+
+
+def parameters_of(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def rates_of(optimizer):
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def write_rate(group, rate):
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+@contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Life(RuleBasedStateMachine):
+    """The life of a perturbed optimizer and of its twin."""
+
+    lives = itertools.count()
+
+    @initialize(data=st.data())
+    def begin(self, data):
+        # Warnings are not what this is about: fused optimizers say when they are not, copies share noise.
+        self.quiet = warnings.catch_warnings()
+        self.quiet.__enter__()
+        warnings.simplefilter("ignore")
+        optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # the hooks of a plain parent are there
+        self.kind = KINDS[data.draw(st.sampled_from(sorted(KINDS)), label="optimizer")]
+        self.dtype = data.draw(st.sampled_from([torch.float32] * 3 + [torch.float64, torch.bfloat16]), label="dtype")
+        self.methods = data.draw(st.lists(methods(), min_size=1, max_size=2), label="methods")
+        self.seed = data.draw(st.integers(0, 2**64 - 1), label="seed")
+        self.stream = data.draw(st.sampled_from([0, 0, 1, 77]), label="stream")
+        self.names = data.draw(st.sampled_from(["none", "distinct", "colliding"]), label="names")
+        self.counter = 0
+        self.made = 0
+        groups = [self.new_group(data) for _ in range(data.draw(st.integers(1, 3), label="groups"))]
+        self.optimizer = self.make(self.kind.make, groups)
+        self.twin = self.make(self.kind.twin or self.kind.make, [self.copied(group) for group in groups])
+        self.scheduler = None
+        self.steps = 0
+        self.seen = []
+        self.hooked = False
+        self.attach()
+
+    def teardown(self):
+        if not hasattr(self, "optimizer"):
+            return
+        self.quiet.__exit__(None, None, None)
+        if next(Life.lives) % 16 == 0:
+            dead = weakref.ref(self.optimizer)
+            del self.optimizer, self.handle, self.scheduler, self.twin
+            gc.collect()
+            assert dead() is None, "a perturbed optimizer that nobody holds lives on"
+
+    # How things are made
+
+    def new_group(self, data):
+        shapes = st.lists(st.sampled_from(MATRICES if self.kind.matrices else SHAPES), min_size=1, max_size=2)
+        group = []
+        for shape in data.draw(shapes, label="shapes"):
+            self.made += 1
+            value = np.random.RandomState(self.made).uniform(-1, 1, shape)
+            parameter = nn.Parameter(torch.as_tensor(value).to(self.dtype))
+            name = {"none": None, "distinct": f"layer{self.made}", "colliding": f"layer{len(group)}"}[self.names]
+            group.append((name, parameter))
+        return group
+
+    def copied(self, group):
+        return [(name, nn.Parameter(parameter.detach().clone())) for name, parameter in group]
+
+    def entry(self, group):
+        return {"params": [p if name is None else (name, p) for name, p in group]}
+
+    def make(self, kind, groups):
+        optimizer = kind([self.entry(group) for group in groups], **self.kind.options)
+        if self.kind.tensor_rate:
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(float(group["lr"]))
+        return optimizer
+
+    def attach(self, **options):
+        given = [method.perturbation() for method in self.methods]
+        self.handle = flatter.perturb(
+            self.optimizer,
+            given if len(given) > 1 else given[0],
+            seed=self.seed,
+            stream=self.stream,
+            steps_per_epoch=STEPS_PER_EPOCH,
+            epochs=EPOCHS,
+            **options,
+        )
+
+    # The oracle
+
+    def units(self):
+        """The identity of every parameter, from its name or position."""
+        texts, seen = [], Counter()
+        for position, (group, index) in enumerate(
+            (group, index) for group in self.optimizer.param_groups for index in range(len(group["params"]))
+        ):
+            if "param_names" not in group:
+                texts.append(f"position:{position}")
+                continue
+            name = group["param_names"][index]
+            texts.append(f"repeat:{seen[name]}:name:{name}" if seen[name] else f"name:{name}")
+            seen[name] += 1
+        return texts
+
+    def factors(self, step, rates):
+        """Of every parameter: the factor, and that of the rate after its bounds."""
+        seed = self.seed if self.stream == 0 else hash_of(f"stream:{self.seed}:{self.stream}")
+        units, found = iter(self.units()), []
+        for index, group in enumerate(self.optimizer.param_groups):
+            for parameter in group["params"]:
+                unit, shape = next(units), tuple(parameter.shape)
+                raw, fine, noisy = np.ones(()), np.ones(()), rates[index]
+                for position, method in enumerate(self.methods):
+                    f = method.of(seed, step, position, index, unit, shape)
+                    raw = raw * f
+                    if method.is_fine:
+                        fine = fine * f
+                    elif self.acts(method, step):
+                        low, high = (o if b is None else b for b, o in zip(method.bounds, (-math.inf, math.inf)))
+                        noisy = min(max(noisy * float(f), low), high)
+                found.append((raw, fine * (noisy / rates[index])))
+        return found
+
+    def acts(self, method, step):
+        epoch = step // STEPS_PER_EPOCH
+        start, stop = (round(edge * EPOCHS, 9) for edge in method.window)
+        return epoch >= start and (method.window[1] == 1 or epoch < stop)
+
+    # A step
+
+    def set_gradients(self, missing):
+        self.counter += 1
+        pairs = zip(parameters_of(self.optimizer), parameters_of(self.twin), strict=True)
+        for position, (mine, theirs) in enumerate(pairs):
+            if position in missing:
+                mine.grad = theirs.grad = None
+                continue
+            value = np.random.RandomState(1000 * self.counter + position).uniform(-1, 1, tuple(mine.shape))
+            mine.grad = torch.as_tensor(value).to(self.dtype)
+            theirs.grad = mine.grad.clone()
+
+    def is_ready(self):
+        """Whether plain torch can step in inference mode and the like: it would make its states there."""
+        return self.kind.memoryless or all(len(self.optimizer.state.get(p, ())) for p in parameters_of(self.optimizer))
+
+    def closures(self, kind):
+        def closure_of(optimizer, seen):
+            def closure():
+                seen.append(rates_of(optimizer))
+                if kind == "writes":
+                    for group in optimizer.param_groups:
+                        write_rate(group, 0.75 * float(group["lr"]))
+                return 1.5
+
+            return closure
+
+        seen = [], []
+        if kind == "none":
+            return None, None, seen
+        return closure_of(self.optimizer, seen[0]), closure_of(self.twin, seen[1]), seen
+
+    @rule(
+        missing=st.sets(st.integers(0, 5), max_size=2),
+        closure=st.sampled_from(["none", "none", "reads", "writes"]),
+        context=st.sampled_from(["plain", "plain", "plain", "inference", "meta", "float64", "grad"]),
+        by_class=st.booleans(),
+    )
+    def step(self, missing, closure, context, by_class):
+        if context in ("inference", "meta") and not self.is_ready():
+            context = "plain"
+        contexts = {
+            "plain": nullcontext,
+            "inference": torch.inference_mode,
+            "meta": lambda: default_device("meta"),
+            "float64": lambda: default_dtype(torch.float64),
+            "grad": torch.enable_grad,
+        }
+        with torch.no_grad():
+            for mine, theirs in zip(parameters_of(self.optimizer), parameters_of(self.twin), strict=True):
+                theirs.copy_(mine)
+        self.set_gradients(missing)
+        old = [p.detach().clone() for p in parameters_of(self.optimizer)]
+        asked = [self.handle.factor(parameter=p) for p in parameters_of(self.optimizer)]
+        mine, theirs, seen = self.closures(closure)
+        random_states = global_random_states()
+        self.seen.clear()
+        before = rates_of(self.optimizer)
+        with contexts[context]():
+            if by_class and self.kind.make not in (fused.SGD, fused.Adam, fused.AdamW, fused.RMSprop):
+                self.kind.make.step(self.optimizer, mine) if mine else self.kind.make.step(self.optimizer)
+            else:
+                self.optimizer.step(mine) if mine else self.optimizer.step()
+            during = [0.75 * rate for rate in before] if closure == "writes" else before
+            self.twin.step(theirs) if theirs else self.twin.step()
+        assert same_bits(random_states, global_random_states()), "a global random generator was moved"
+        assert seen[0] == seen[1], "a closure saw a noisy rate"
+        assert all(rates == before for rates in self.seen[:1]), "a hook before the step saw a noisy rate"
+        assert all(rates == rates_of(self.twin) for rates in self.seen[1:]), "a hook after the step saw a noisy rate"
+        self.check_moved(old, asked, during)
+        self.check_memory()
+        self.steps += 1
+        assert self.handle.step == self.steps
+
+    def check_moved(self, old, asked, rates):
+        new, plain = parameters_of(self.optimizer), parameters_of(self.twin)
+        expected = self.factors(self.steps, rates)
+        eps = torch.finfo(self.dtype).eps
+        for was, now, twin, told, (raw, f) in zip(old, new, plain, asked, expected, strict=True):
+            assert told.dtype == torch.float32
+            said, drawn = (np.broadcast_to(of, tuple(was.shape)) for of in (told.double().numpy(), raw))
+            np.testing.assert_allclose(said, drawn, rtol=2e-4, atol=1e-5)
+            was64, now64, twin64 = (t.detach().double().numpy() for t in (was, now, twin))
+            aim = was64 + f * (twin64 - was64)
+            size = np.abs(was64) + np.abs(twin64) + np.abs(aim) + np.abs(f) * np.abs(twin64 - was64)
+            error = np.abs(now64 - aim)
+            assert (error <= 12 * eps * size + 3e-4 * np.abs(twin64 - was64) + 1e-30).all(), (f, was, now, twin)
+            ones = np.broadcast_to(f == 1, was64.shape)
+            if self.kind.make in (self.kind.twin or self.kind.make, CallsSuper, FusedCallsSuper):
+                assert (now64 == twin64)[ones].all(), "f = 1 is not the plain step"
+            if all(method.is_fine for method in self.methods):
+                assert (now64 == was64)[np.broadcast_to(f == 0, was64.shape)].all(), "f = 0 moved an element"
+
+    def check_memory(self):
+        assert rates_of(self.optimizer) == rates_of(self.twin), "a rate is not the scheduled one"
+        for mine, theirs in zip(parameters_of(self.optimizer), parameters_of(self.twin), strict=True):
+            own, other = self.optimizer.state.get(mine, {}), self.twin.state.get(theirs, {})
+            if self.kind.twin is None or self.kind.make is CallsSuper:
+                assert same_bits(dict(own), dict(other)), "the optimizer remembers something else"
+                continue
+            for key in own.keys() | other.keys():
+                one, two = own.get(key), other.get(key)
+                if isinstance(one, torch.Tensor):
+                    bound = 8 * torch.finfo(self.dtype).eps
+                    torch.testing.assert_close(one.double(), two.double(), rtol=bound, atol=bound)
+
+    # What happens between steps
+
+    @rule(error=st.sampled_from([ValueError, KeyboardInterrupt, SystemExit]), where=st.sampled_from(["closure", "hook"]))
+    def a_step_fails_before_it_moves_anything(self, error, where):
+        def fail(*_):
+            assert rates_of(self.optimizer) == rates_of(self.twin)
+            raise error("on purpose")
+
+        self.set_gradients(set())
+        before = copy.deepcopy((parameters_of(self.optimizer), list(self.optimizer.state.values())))
+        hook = self.optimizer.register_step_pre_hook(fail) if where == "hook" else None
+        with pytest.raises(error):
+            self.optimizer.step(fail)
+        if hook is not None:
+            hook.remove()
+        assert same_bits(before, (parameters_of(self.optimizer), list(self.optimizer.state.values())))
+        assert rates_of(self.optimizer) == rates_of(self.twin)
+        assert self.handle.step == self.steps
+
+    @precondition(lambda self: self.kind.make is Breaks)
+    @rule(error=st.sampled_from([ValueError, KeyboardInterrupt]))
+    def a_step_fails_at_its_end(self, error):
+        self.set_gradients(set())
+        self.optimizer.failure = error("on purpose")
+        with pytest.raises(error):
+            self.optimizer.step()
+        self.optimizer.failure = None
+        assert rates_of(self.optimizer) == rates_of(self.twin)
+        assert self.handle.step == self.steps
+
+    @rule(rate=st.sampled_from([0.02, 0.1, 0.5]))
+    def somebody_writes_the_rate(self, rate):
+        for optimizer in (self.optimizer, self.twin):
+            for index, group in enumerate(optimizer.param_groups):
+                write_rate(group, rate * (index + 1))
+
+    @rule()
+    def a_scheduler_goes_on(self):
+        if self.scheduler is None:
+            pair = self.optimizer, self.twin
+            self.scheduler = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) for optimizer in pair]
+        for scheduler in self.scheduler:
+            scheduler.step()
+
+    @precondition(lambda self: not self.hooked)
+    @rule()
+    def somebody_registers_hooks(self):
+        self.hooked = True
+
+        def hook(optimizer, args, kwargs):
+            self.seen.append(rates_of(optimizer))
+
+        self.optimizer.register_step_pre_hook(hook)
+        self.optimizer.register_step_post_hook(hook)
+
+    @precondition(lambda self: len(self.optimizer.param_groups) < 4)
+    @rule(data=st.data())
+    def a_group_is_added(self, data):
+        group = self.new_group(data)
+        for optimizer, own in ((self.optimizer, group), (self.twin, self.copied(group))):
+            entry = self.entry(own)
+            if self.kind.tensor_rate:
+                entry["lr"] = torch.tensor(0.1)
+            optimizer.add_param_group(entry)
+
+    @precondition(lambda self: len(self.optimizer.param_groups) > 1)
+    @rule(index=st.integers(0, 3))
+    def a_group_is_removed(self, index):
+        for optimizer in (self.optimizer, self.twin):
+            group = optimizer.param_groups.pop(index % len(optimizer.param_groups))
+            for parameter in group["params"]:
+                optimizer.state.pop(parameter, None)
+
+    @rule(which=st.integers(0, 7))
+    def a_parameter_is_replaced(self, which):
+        for optimizer in (self.optimizer, self.twin):
+            places = [(g, i) for g in optimizer.param_groups for i in range(len(g["params"]))]
+            group, index = places[which % len(places)]
+            old = group["params"][index]
+            optimizer.state.pop(old, None)
+            group["params"][index] = nn.Parameter(old.detach().clone())
+
+    @rule(by=st.sampled_from(["deepcopy", "pickle", "deepcopy of the handle", "pickle of the handle"]))
+    def it_is_copied(self, by):
+        original = self.optimizer
+        if by == "deepcopy":
+            self.optimizer = copy.deepcopy(self.optimizer)
+        elif by == "pickle":
+            self.optimizer = pickle.loads(pickle.dumps(self.optimizer))
+        else:
+            handle = self.handle
+            self.handle = copy.deepcopy(handle) if "deepcopy" in by else pickle.loads(pickle.dumps(handle))
+            self.optimizer = self.handle.optimizer
+            assert flatter.handle_of(original) is handle
+        self.handle = flatter.handle_of(self.optimizer)
+        assert self.handle is not None
+        self.scheduler, self.hooked = None, False
+
+    @rule(first=st.sampled_from(["load", "attach"]))
+    def it_is_resumed_in_a_new_process(self, first):
+        file = io.BytesIO()
+        torch.save(self.optimizer.state_dict(), file)
+        file.seek(0)
+        saved = torch.load(file, weights_only=True)
+        groups = []
+        for group in self.optimizer.param_groups:
+            names = group.get("param_names", [None] * len(group["params"]))
+            groups.append(self.copied(list(zip(names, group["params"], strict=True))))
+        self.optimizer = self.make(self.kind.make, groups)
+        if first == "load":
+            self.optimizer.load_state_dict(saved)
+        self.attach()
+        if first == "attach":
+            self.optimizer.load_state_dict(saved)
+        assert self.handle.step == self.steps
+        self.scheduler, self.hooked = None, False
+
+    @rule()
+    def it_loads_its_own_state(self):
+        self.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        assert self.handle.step == self.steps
+        if self.kind.tensor_rate:
+            self.scheduler = None
+
+    @precondition(lambda self: self.kind.twin is None)
+    @rule()
+    def it_loads_a_plain_checkpoint(self):
+        self.optimizer.load_state_dict(copy.deepcopy(self.twin.state_dict()))
+        assert self.handle.step == self.steps
+        assert (self.handle.seed, self.handle.stream) == (self.seed, self.stream)
+
+    @rule(step=st.one_of(st.integers(0, 12), st.integers(2**32 - 2, 2**32 + 2)))
+    def the_step_is_set(self, step):
+        self.handle.step = np.int64(step)
+        self.steps = step
+
+    @rule()
+    def it_is_removed_and_attached_again(self):
+        self.handle.remove()
+        assert not [key for group in self.optimizer.param_groups for key in group if "flatter" in key]
+        if self.scheduler is None:
+            assert "step" not in vars(self.optimizer)
+        assert not [key for key in vars(self.optimizer) if "flatter" in key or key == "__reduce_ex__"]
+        assert len(self.optimizer._optimizer_step_pre_hooks) == self.hooked
+        assert len(self.optimizer._optimizer_step_post_hooks) == self.hooked
+        self.attach(step=self.steps)
+
+
+TestLife = Life.TestCase
+TestLife.settings = fuzz_settings(200, stateful_step_count=14)
