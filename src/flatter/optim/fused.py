@@ -144,8 +144,7 @@ class Fused(Optimizer):
 
 def _warn_of_fallback(optimizer: Fused, reason: str, *, stacklevel: int) -> None:
     warnings.warn(
-        f"{type(optimizer).__name__} runs torch's own step and scales it afterwards, which is slower: "
-        f"{reason}",
+        f"{type(optimizer).__name__} runs torch's own step and scales it afterwards, which is slower: {reason}",
         stacklevel=stacklevel,
     )
 
