@@ -1,9 +1,14 @@
 """The comparison: pairing, controls, the store, interruption, the training function's contract."""
 
+import dataclasses
 import functools
 import json
 import math
+import pathlib
+import platform
 import sqlite3
+import threading
+from datetime import datetime, timezone
 
 import pytest
 import torch
@@ -16,7 +21,7 @@ from flatter.study.identify import NotIdentifiableError
 from flatter.study.store import Store, StoreError
 from flatter.study.tasks import Settings, Task
 from flatter.study.trial import Trial, TrialError
-from flatter.workflow import compare_task
+from flatter.workflow import CompareError, compare_task
 
 STEPS, EPOCHS = 4, 5
 
@@ -264,7 +269,16 @@ def test_bad_options(options, message):
 # The store.
 
 
-CALLS = []  # what a training function closes over is part of its identity; what is in its module is not
+class Log(list):
+    """A training function's globals are part of its identity, by their state as pickle sees it; of a log, none is."""
+
+    limit = math.inf
+
+    def __reduce__(self):
+        return Log, ()
+
+
+CALLS = Log()
 
 
 @pytest.fixture(autouse=True)
@@ -273,32 +287,53 @@ def _no_calls():
 
 
 def counted(trial):
+    if len(CALLS) >= CALLS.limit:
+        raise KeyboardInterrupt
     CALLS.append((trial.arm.name, trial.seed))
     quadratic(trial)
 
 
-def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path, monkeypatch):
+def test_an_interrupted_comparison_continues_and_repeats_nothing(tmp_path):
     whole = run(arms=["leap", "ralr"])
-    original = quadratic
-
-    for finished in (5, 10):
-
-        def interrupted(trial, finished=finished):
-            if len(CALLS) > finished:
-                CALLS.pop()
-                raise KeyboardInterrupt
-            original(trial)
-
-        monkeypatch.setitem(globals(), "quadratic", interrupted)
+    for CALLS.limit in (5, 10):
         with pytest.raises(KeyboardInterrupt):
             run(counted, arms=["leap", "ralr"], out=tmp_path)
-        assert len(CALLS) == finished
-    monkeypatch.setitem(globals(), "quadratic", original)
+        assert len(CALLS) == CALLS.limit
+    del CALLS.limit
     continued = run(counted, arms=["leap", "ralr"], out=tmp_path)
     assert len(set(CALLS)) == len(CALLS) == 4 * 3
     assert curves(continued) == curves(whole)
     assert [vars_of(arm) for arm in continued.arms] == [vars_of(arm) for arm in whole.arms]
     assert (tmp_path / "report.html").is_file()
+
+
+def test_what_is_reused_is_said(tmp_path, capsys, monkeypatch):
+    def said(**options):
+        flatter.compare(counted, ["ralr"], controls=False, out=tmp_path, **options)
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "trials reused" not in said(seeds=2)
+    today = datetime.now(timezone.utc).date().isoformat()
+    assert f"4 of 4 trials reused, from {today}." in said(seeds=2)
+    assert f"4 of 6 trials reused, from {today}." in said(seeds=3)
+    assert "None of the 6 trials in the folder is reused: they are of another" in said(seeds=2, settings={"a": 1})
+    assert "different kinds of machines" not in said(seeds=3)
+    here = flatter.workflow.environment()
+    other = {**here, "cpu": "Another CPU", "cpu_capability": "AVX2"}
+    monkeypatch.setattr(flatter.workflow, "environment", lambda: other)
+    kinds = f"({here['cpu']}, {here['cpu_capability']}; Another CPU, AVX2)"
+    assert "different kinds" not in said(seeds=3)  # nothing is run here
+    assert kinds in said(seeds=4)
+    assert "different kinds" not in said(seeds=range(10, 12))  # all are
+
+
+def test_a_record_names_the_processor(tmp_path):
+    (record, *_) = run(arms=[], seeds=1, out=tmp_path).records
+    assert record.environment["processor"] == platform.machine()
+    assert record.environment["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    if platform.system() == "Linux" and platform.machine() == "x86_64":
+        assert "sse2" in record.environment["instructions"].split()
+        assert record.environment["cpu"]
 
 
 def vars_of(arm):
@@ -419,15 +454,30 @@ def test_a_training_function_with_other_values_is_another(make, tmp_path):
     assert curves(again) == curves(small)
 
 
+def test_settings_are_shown_and_a_change_runs_all_anew(tmp_path):
+    @dataclasses.dataclass
+    class Mine:
+        folder: pathlib.Path
+        dtype: torch.dtype = torch.float32
+
+    for settings, calls in ((Mine(pathlib.Path("a")), 4), (Mine(pathlib.Path("a")), 4), (Mine(pathlib.Path("b")), 8)):
+        shown = run(counted, arms=["ralr"], seeds=2, controls=False, settings=settings, out=tmp_path).settings
+        assert (shown["folder"], shown["dtype"]) == (str(settings.folder), "torch.float32")
+        assert len(CALLS) == calls
+    for wrong in ([1], {"lock": threading.Lock()}):
+        with pytest.raises(CompareError, match="settings must"):
+            run(settings=wrong)
+
+
 def test_a_training_function_that_cannot_be_told_from_another(tmp_path):
-    data = object()
+    data = threading.Lock()
 
     def train(trial):
         assert data
         quadratic(trial)
 
     assert run(train, seeds=1).arms[0].n == 1
-    with pytest.raises(NotIdentifiableError, match="depends on a object"):
+    with pytest.raises(NotIdentifiableError, match=r"depends on 'data' around .*train, a lock, which"):
         run(train, seeds=1, out=tmp_path)
 
 

@@ -414,7 +414,11 @@ class Life:
         before = rates_of(self.optimizer)
         with contexts[context]():
             # Called by its class, a step cannot move our hooks next to itself.
-            if by_class and not self.hooked and self.kind.make not in (fused.SGD, fused.Adam, fused.AdamW, fused.RMSprop):
+            if (
+                by_class
+                and not self.hooked
+                and self.kind.make not in (fused.SGD, fused.Adam, fused.AdamW, fused.RMSprop)
+            ):
                 self.kind.make.step(self.optimizer, mine) if mine else self.kind.make.step(self.optimizer)
             else:
                 self.optimizer.step(mine) if mine else self.optimizer.step()

@@ -354,7 +354,7 @@ def test_arms_that_were_judged_before_stay_in_the_family(case, seed, keep):
         for record in found:
             store.put(record)
         whole = analyse(subject, found, arms, range(n), store=store)
-        store.remember(subject.family, look_of(specs, arms, range(n)))
+        store.remember_look(subject.family, look_of(specs, arms, range(n)))
         again = analyse(subject, found, arms, range(n), store=store)
         part = analyse(subject, [r for r in found if r.arm in kept], fewer, range(n), store=store)
     assert repr(whole.arms) == repr(again.arms)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flatter.cli.program import FAILED, INTERRUPTED, app, fail
+from flatter.report.terminal import terminal
 from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatter.study.data import DataError
 from flatter.study.flatness import FlatnessSettings
@@ -33,7 +33,7 @@ def tasks() -> None:
     table = Table("task", "what it trains", "epochs", box=None)
     for task in TASKS.values():
         table.add_row(task.name, task.summary, str(task.settings.epochs))
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from flatter.stats import Better, Judgement
+from flatter.stats import Better, Judgement, Verdict
 from flatter.study.flatness_summary import FlatnessSummary
 from flatter.study.records import Record
 
@@ -172,3 +172,8 @@ class Comparison:
     flatness: FlatnessSummary | None = None
     earlier_arms: tuple[str, ...] = ()
     earlier_seeds: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Every arm's verdict against vanilla, by the arm's name; vanilla itself has none."""
+        return {arm.name: arm.vs_vanilla.verdict for arm in self.arms if arm.vs_vanilla is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from typing import Any, Literal
 
 Status = Literal["finished", "failed"]
@@ -97,6 +98,13 @@ class Record:
     def final(self, metric: str) -> float:
         """The final epoch's metric; NaN for a failed trial."""
         return float(self.epochs[-1][metric]) if self.status == "finished" else math.nan
+
+    @property
+    def ended(self) -> datetime | None:
+        """When the trial ended, UTC; ``None`` in records of older versions."""
+        if self.started is None or self.seconds is None:
+            return None
+        return datetime.fromisoformat(self.started).astimezone(timezone.utc) + timedelta(seconds=self.seconds)
 
 
 @dataclass(frozen=True, slots=True)

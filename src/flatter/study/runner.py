@@ -122,8 +122,9 @@ def run(
             another arm it is a failed trial's outcome.
     """
     for number, spec in enumerate(specs):
-        record = store.get(spec.key)
-        if record is None or _lacks_flatness(record, flatness) or (retry_failed and _failed(record, flatness)):
+        record = _reused(spec, store, flatness, retry_failed)
+        if record is None:
+            store.check_writable()
             watcher.started(spec, number, len(specs))
             record = run_trial(spec, train, watcher, flatness=flatness, failures=spec.arm.name != VANILLA)
             store.put(record)
@@ -131,6 +132,21 @@ def run(
         record = replace(record, arm=spec.arm.name)
         watcher.ended(spec, record, number, len(specs))
         yield record
+
+
+def reused(
+    specs: list[TrialSpec], store: Store, *, flatness: FlatnessSettings | None = None, retry_failed: bool = False
+) -> Iterator[Record]:
+    """The records that :func:`run`, called with the same arguments, would take from the store."""
+    found = (_reused(spec, store, flatness, retry_failed) for spec in specs)
+    return (record for record in found if record is not None)
+
+
+def _reused(spec: TrialSpec, store: Store, flatness: FlatnessSettings | None, retry_failed: bool) -> Record | None:
+    record = store.get(spec.key)
+    if record is None or _lacks_flatness(record, flatness) or (retry_failed and _failed(record, flatness)):
+        return None
+    return record
 
 
 def lacking_flatness(specs: list[TrialSpec], store: Store, flatness: FlatnessSettings | None) -> int:

@@ -171,6 +171,7 @@ class Task:
             name that does not say it is refused with a :class:`ValueError`.
         reads_files: whether ``load`` reads from the data folder.
         is_own: whether it is the user's own; set where it is imported.
+        code: what the code of the user's own task is known by, where that is remembered; default: found when needed.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Task:
     better: Better | None = None
     reads_files: bool = True
     is_own: bool = False
+    code: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "better", direction_of(self.metric, self.better))
