@@ -307,7 +307,7 @@ def exact_derivatives(model, loss, weighted):
     return gradient.detach(), torch.stack(rows)
 
 
-@fuzz(60)
+@fuzz(40)
 @given(cases(), contexts, st.integers(0, 1000))
 def test_derivatives_are_torchs(case, names, seed):
     model, loss, data, weighted = case
