@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
-from flatter.attach import Handle, perturb
+from flatter.attach import Handle, SharedNoiseWarning, perturb
 from flatter.attach.supported import check_supported
 from flatter.distributions import Constant
 from flatter.flatness.objective import Loss
@@ -136,9 +137,11 @@ class Trial:
         must_step = scheduler is not None or (peak is not None and not peak.mean_only)
         self._calendar = _Calendar(optimizer, made, steps_per_epoch, epochs, interval, must_step)
         if perturbations:
-            self._handle = perturb(
-                optimizer, perturbations, seed=self.seed, steps_per_epoch=steps_per_epoch, epochs=epochs
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SharedNoiseWarning)  # the arms of a seed share it on purpose
+                self._handle = perturb(
+                    optimizer, perturbations, seed=self.seed, steps_per_epoch=steps_per_epoch, epochs=epochs
+                )
         self._clock = time.perf_counter()
         return made
 
