@@ -159,9 +159,18 @@ def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellSt
     """
     path = folder_of(study, out) / STORE_NAME
     opened = Store(path, read_only=True) if path.exists() else Store(None)
-    with closing(opened) as store, without_imports(_tasks_in(study, store)):
-        check_study(study)
-        return study_status(study, store)
+    with closing(opened) as store:
+        tasks = _tasks_in(study, store)
+        # What was never run cannot be planned without importing it: nothing of it is there yet.
+        unknown = {cell.name for cell in study.cells if ":" in cell.task and cell.task not in tasks}
+        known = [cell.name for cell in study.cells if cell.name not in unknown]
+        found: dict[str, CellStatus] = {}
+        if known:
+            some = study.with_cells(known)
+            with without_imports(tasks):
+                check_study(some)
+                found = {status.name: status for status in study_status(some, store)}
+        return [found.get(cell.name) or CellStatus(cell.name, "tuning", 0, 0, 0) for cell in study.cells]
 
 
 def show_status(statuses: Sequence[CellStatus]) -> None:

@@ -251,7 +251,8 @@ space.kind = ["a", "b"]
 seeds = 2
 """
     (folder / "s.toml").write_text(study)
-    assert flatter_command(folder, "status", "s.toml")[0] == 2
+    assert flatter_command(folder, "status", "s.toml")[0] == 0
+    assert flatter_command(folder, "report", "s.toml")[0] == 2
     status, said = flatter_command(folder, "run", "s.toml", "--quiet")
     assert status == 0, said
     page = (folder / "runs" / "s" / "report.html").read_text()
