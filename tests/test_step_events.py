@@ -129,9 +129,7 @@ def test_a_failure_of_the_class_s_own_step_is_forgotten_at_the_next(scope):
 
 def test_no_rate_stays_noisy_when_preparing_a_step_fails():
     optimizer = torch.optim.SGD([("a", one_parameter())], lr=1.0)
-    flatter.perturb(
-        optimizer, [flatter.Perturbation(DOUBLE, "all"), flatter.Perturbation(DOUBLE, "tensor")]
-    )
+    flatter.perturb(optimizer, [flatter.Perturbation(DOUBLE, "all"), flatter.Perturbation(DOUBLE, "tensor")])
     optimizer.param_groups[0]["param_names"].append("whose is this?")
     with pytest.raises(ValueError, match="parameter group 0 has 2 names for 1 parameters"):
         torch.optim.SGD.step(optimizer)
@@ -597,5 +595,8 @@ def test_stream_0_is_the_seed_s_own_noise_and_another_stream_is_not_another_seed
 
     plain = factor(seed=3)
     assert torch.equal(plain, factor(seed=3, stream=0))
-    others = [factor(seed=3, stream=stream) for stream in (1, 2, 2**64 - 1)] + [factor(seed=4), factor(seed=4, stream=1)]
+    others = [factor(seed=3, stream=stream) for stream in (1, 2, 2**64 - 1)] + [
+        factor(seed=4),
+        factor(seed=4, stream=1),
+    ]
     assert len({bits(of).numpy().tobytes() for of in [plain, *others]}) == 6

@@ -446,7 +446,9 @@ class Life(RuleBasedStateMachine):
 
     # What happens between steps
 
-    @rule(error=st.sampled_from([ValueError, KeyboardInterrupt, SystemExit]), where=st.sampled_from(["closure", "hook"]))
+    @rule(
+        error=st.sampled_from([ValueError, KeyboardInterrupt, SystemExit]), where=st.sampled_from(["closure", "hook"])
+    )
     def a_step_fails_before_it_moves_anything(self, error, where):
         def fail(*_):
             assert rates_of(self.optimizer) == rates_of(self.twin)
