@@ -257,7 +257,8 @@ def verdict(make, scope: str) -> str:
         try:
             flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(0.5), scope))
         except Exception as error:
-            return "unmeasured: " + str(error) if "could not" in str(error) else "refused: " + str(error)
+            unseen = "could not" in str(error) or "cannot be seen" in str(error)
+            return ("unmeasured: " if unseen else "refused: ") + str(error)
     return "unmeasured: warned" if any("flatter could not" in str(w.message) for w in caught) else "accepted"
 
 

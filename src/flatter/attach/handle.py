@@ -52,7 +52,8 @@ def perturb(
 
     Args:
         optimizer: any ``torch.optim.Optimizer``, torch's own or not, whose update is linear in its rate. Parameters
-            are identified by name if it was made from ``named_parameters()``, else by position.
+            are identified by name if it was made from ``named_parameters()``, else by position. Accelerate's
+            wrapper is unwrapped: the handle's ``optimizer`` is the inner one.
         perturbation: one, or several whose factors multiply.
         seed: seed of the noise, 0 ≤ seed < 2**64. Default: the loaded state's, else 0. Same seed, same noise: under
             any sharding, on every rank, after any resume; torch's own generators are neither read nor moved. So
