@@ -684,3 +684,8 @@ def test_names_that_do_not_fit_the_parameters_are_refused_per_element(names):
     with pytest.raises(ValueError, match=f"group 0 has {len(names)} names for 3 parameters.*scope 'all'"):
         flatter.perturb(optimizer, noise("element"))
     flatter.perturb(optimizer, noise("all"))
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3)])
+def test_an_optimizer_that_holds_only_empty_parameters_is_measured(shape):
+    flatter.perturb(Simple([torch.zeros(shape, requires_grad=True)]), flatter.leap(0.1))

@@ -232,7 +232,8 @@ def _toy_shapes(optimizer: Optimizer) -> dict[Tensor, tuple[int, ...]]:
     """For each parameter a small shape: as many dimensions, equal sizes stay equal, and larger ones larger."""
     sizes = sorted({size for p in parameters_of(optimizer) for size in p.shape if size > 3})
     small = {size: min(4 + rank, 8) for rank, size in enumerate(sizes)}
-    return {p: tuple(small.get(size, size) for size in p.shape) for p in parameters_of(optimizer)}
+    # Empty parameters cannot show anything; those of the toy have an element.
+    return {p: tuple(small.get(size, max(size, 1)) for size in p.shape) for p in parameters_of(optimizer)}
 
 
 def _wave(like: Tensor, phase: float) -> Tensor:
