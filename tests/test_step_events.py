@@ -595,8 +595,6 @@ def test_stream_0_is_the_seed_s_own_noise_and_another_stream_is_not_another_seed
 
     plain = factor(seed=3)
     assert torch.equal(plain, factor(seed=3, stream=0))
-    others = [factor(seed=3, stream=stream) for stream in (1, 2, 2**64 - 1)] + [
-        factor(seed=4),
-        factor(seed=4, stream=1),
-    ]
-    assert len({bits(of).numpy().tobytes() for of in [plain, *others]}) == 6
+    given = [(3, 1), (3, 2), (3, 2**64 - 1), (4, 0), (4, 1)]
+    factors = [plain, *(factor(seed=seed, stream=stream) for seed, stream in given)]
+    assert len({bits(of).numpy().tobytes() for of in factors}) == 6

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from fuzzing import fuzz_settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from lion_pytorch import Lion
 from noise_oracle import factor, hash_of, words
 from torch import nn, optim
@@ -220,17 +220,36 @@ def default_dtype(dtype):
         torch.set_default_dtype(torch.float32)
 
 
-class Life(RuleBasedStateMachine):
+EVENTS = {}
+
+
+def event(**arguments):
+    """Registers a method as something that may happen between two steps, with its arguments drawn from these."""
+
+    def register(method):
+        EVENTS[method.__name__] = arguments
+        return method
+
+    return register
+
+
+def possible(condition):
+    """When an event can happen; stands above ``event``."""
+
+    def mark(method):
+        method.condition = condition
+        return method
+
+    return mark
+
+
+class Life:
     """The life of a perturbed optimizer and of its twin."""
 
     lives = itertools.count()
 
-    @initialize(data=st.data())
-    def begin(self, data):
-        # Warnings are not what this is about: fused optimizers say when they are not, copies share noise.
-        self.quiet = warnings.catch_warnings()
-        self.quiet.__enter__()
-        warnings.simplefilter("ignore")
+    def __init__(self, data):
+        self.data = data
         optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # the hooks of a plain parent are there
         self.kind = KINDS[data.draw(st.sampled_from(sorted(KINDS)), label="optimizer")]
         self.dtype = data.draw(st.sampled_from([torch.float32] * 3 + [torch.float64, torch.bfloat16]), label="dtype")
@@ -249,10 +268,7 @@ class Life(RuleBasedStateMachine):
         self.hooked = False
         self.attach()
 
-    def teardown(self):
-        if not hasattr(self, "optimizer"):
-            return
-        self.quiet.__exit__(None, None, None)
+    def end(self):
         if next(Life.lives) % 16 == 0:
             dead = weakref.ref(self.optimizer)
             del self.optimizer, self.handle, self.scheduler, self.twin
@@ -370,7 +386,7 @@ class Life(RuleBasedStateMachine):
             return None, None, seen
         return closure_of(self.optimizer, seen[0]), closure_of(self.twin, seen[1]), seen
 
-    @rule(
+    @event(
         missing=st.sets(st.integers(0, 5), max_size=2),
         closure=st.sampled_from(["none", "none", "reads", "writes"]),
         context=st.sampled_from(["plain", "plain", "plain", "inference", "meta", "float64", "grad"]),
@@ -397,7 +413,12 @@ class Life(RuleBasedStateMachine):
         self.seen.clear()
         before = rates_of(self.optimizer)
         with contexts[context]():
-            if by_class and self.kind.make not in (fused.SGD, fused.Adam, fused.AdamW, fused.RMSprop):
+            # Called by its class, a step cannot move our hooks next to itself.
+            if (
+                by_class
+                and not self.hooked
+                and self.kind.make not in (fused.SGD, fused.Adam, fused.AdamW, fused.RMSprop)
+            ):
                 self.kind.make.step(self.optimizer, mine) if mine else self.kind.make.step(self.optimizer)
             else:
                 self.optimizer.step(mine) if mine else self.optimizer.step()
@@ -406,7 +427,8 @@ class Life(RuleBasedStateMachine):
         assert same_bits(random_states, global_random_states()), "a global random generator was moved"
         assert seen[0] == seen[1], "a closure saw a noisy rate"
         assert all(rates == before for rates in self.seen[:1]), "a hook before the step saw a noisy rate"
-        assert all(rates == rates_of(self.twin) for rates in self.seen[1:]), "a hook after the step saw a noisy rate"
+        # Torch calls hooks again around the parent's step of a subclass: that is in the middle of the step.
+        assert all(rates == rates_of(self.twin) for rates in self.seen[-1:]), "a hook after the step saw a noisy rate"
         self.check_moved(old, asked, during)
         self.check_memory()
         self.steps += 1
@@ -446,7 +468,7 @@ class Life(RuleBasedStateMachine):
 
     # What happens between steps
 
-    @rule(
+    @event(
         error=st.sampled_from([ValueError, KeyboardInterrupt, SystemExit]), where=st.sampled_from(["closure", "hook"])
     )
     def a_step_fails_before_it_moves_anything(self, error, where):
@@ -465,8 +487,8 @@ class Life(RuleBasedStateMachine):
         assert rates_of(self.optimizer) == rates_of(self.twin)
         assert self.handle.step == self.steps
 
-    @precondition(lambda self: self.kind.make is Breaks)
-    @rule(error=st.sampled_from([ValueError, KeyboardInterrupt]))
+    @possible(lambda self: self.kind.make is Breaks)
+    @event(error=st.sampled_from([ValueError, KeyboardInterrupt]))
     def a_step_fails_at_its_end(self, error):
         self.set_gradients(set())
         self.optimizer.failure = error("on purpose")
@@ -476,13 +498,13 @@ class Life(RuleBasedStateMachine):
         assert rates_of(self.optimizer) == rates_of(self.twin)
         assert self.handle.step == self.steps
 
-    @rule(rate=st.sampled_from([0.02, 0.1, 0.5]))
+    @event(rate=st.sampled_from([0.02, 0.1, 0.5]))
     def somebody_writes_the_rate(self, rate):
         for optimizer in (self.optimizer, self.twin):
             for index, group in enumerate(optimizer.param_groups):
                 write_rate(group, rate * (index + 1))
 
-    @rule()
+    @event()
     def a_scheduler_goes_on(self):
         if self.scheduler is None:
             pair = self.optimizer, self.twin
@@ -490,8 +512,8 @@ class Life(RuleBasedStateMachine):
         for scheduler in self.scheduler:
             scheduler.step()
 
-    @precondition(lambda self: not self.hooked)
-    @rule()
+    @possible(lambda self: not self.hooked)
+    @event()
     def somebody_registers_hooks(self):
         self.hooked = True
 
@@ -501,25 +523,25 @@ class Life(RuleBasedStateMachine):
         self.optimizer.register_step_pre_hook(hook)
         self.optimizer.register_step_post_hook(hook)
 
-    @precondition(lambda self: len(self.optimizer.param_groups) < 4)
-    @rule(data=st.data())
-    def a_group_is_added(self, data):
-        group = self.new_group(data)
+    @possible(lambda self: len(self.optimizer.param_groups) < 4)
+    @event()
+    def a_group_is_added(self):
+        group = self.new_group(self.data)
         for optimizer, own in ((self.optimizer, group), (self.twin, self.copied(group))):
             entry = self.entry(own)
             if self.kind.tensor_rate:
                 entry["lr"] = torch.tensor(0.1)
             optimizer.add_param_group(entry)
 
-    @precondition(lambda self: len(self.optimizer.param_groups) > 1)
-    @rule(index=st.integers(0, 3))
+    @possible(lambda self: len(self.optimizer.param_groups) > 1)
+    @event(index=st.integers(0, 3))
     def a_group_is_removed(self, index):
         for optimizer in (self.optimizer, self.twin):
             group = optimizer.param_groups.pop(index % len(optimizer.param_groups))
             for parameter in group["params"]:
                 optimizer.state.pop(parameter, None)
 
-    @rule(which=st.integers(0, 7))
+    @event(which=st.integers(0, 7))
     def a_parameter_is_replaced(self, which):
         for optimizer in (self.optimizer, self.twin):
             places = [(g, i) for g in optimizer.param_groups for i in range(len(g["params"]))]
@@ -528,7 +550,9 @@ class Life(RuleBasedStateMachine):
             optimizer.state.pop(old, None)
             group["params"][index] = nn.Parameter(old.detach().clone())
 
-    @rule(by=st.sampled_from(["deepcopy", "pickle", "deepcopy of the handle", "pickle of the handle"]))
+    # A copy of Lion lacks the attributes that its constructor sets, perturbed or not.
+    @possible(lambda self: self.kind.make is not Lion)
+    @event(by=st.sampled_from(["deepcopy", "pickle", "deepcopy of the handle", "pickle of the handle"]))
     def it_is_copied(self, by):
         original = self.optimizer
         if by == "deepcopy":
@@ -544,7 +568,7 @@ class Life(RuleBasedStateMachine):
         assert self.handle is not None
         self.scheduler, self.hooked = None, False
 
-    @rule(first=st.sampled_from(["load", "attach"]))
+    @event(first=st.sampled_from(["load", "attach"]))
     def it_is_resumed_in_a_new_process(self, first):
         file = io.BytesIO()
         torch.save(self.optimizer.state_dict(), file)
@@ -563,26 +587,26 @@ class Life(RuleBasedStateMachine):
         assert self.handle.step == self.steps
         self.scheduler, self.hooked = None, False
 
-    @rule()
+    @event()
     def it_loads_its_own_state(self):
         self.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         assert self.handle.step == self.steps
         if self.kind.tensor_rate:
             self.scheduler = None
 
-    @precondition(lambda self: self.kind.twin is None)
-    @rule()
+    @possible(lambda self: self.kind.twin is None)
+    @event()
     def it_loads_a_plain_checkpoint(self):
         self.optimizer.load_state_dict(copy.deepcopy(self.twin.state_dict()))
         assert self.handle.step == self.steps
         assert (self.handle.seed, self.handle.stream) == (self.seed, self.stream)
 
-    @rule(step=st.one_of(st.integers(0, 12), st.integers(2**32 - 2, 2**32 + 2)))
+    @event(step=st.one_of(st.integers(0, 12), st.integers(2**32 - 2, 2**32 + 2)))
     def the_step_is_set(self, step):
         self.handle.step = np.int64(step)
         self.steps = step
 
-    @rule()
+    @event()
     def it_is_removed_and_attached_again(self):
         self.handle.remove()
         assert not [key for group in self.optimizer.param_groups for key in group if "flatter" in key]
@@ -593,6 +617,29 @@ class Life(RuleBasedStateMachine):
         assert len(self.optimizer._optimizer_step_post_hooks) == self.hooked
         self.attach(step=self.steps)
 
+    # A life
 
-TestLife = Life.TestCase
-TestLife.settings = fuzz_settings(200, stateful_step_count=14)
+    def happens(self, name):
+        method = getattr(self, name)
+        arguments = {key: self.data.draw(strategy, label=key) for key, strategy in EVENTS[name].items()}
+        method(**arguments)
+
+    def live(self):
+        for _ in range(self.data.draw(st.integers(2, 8), label="events")):
+            if self.data.draw(st.integers(0, 3), label="eventful"):
+                possible = [
+                    n for n in EVENTS if n != "step" and getattr(getattr(self, n), "condition", lambda life: True)(self)
+                ]
+                self.happens(self.data.draw(st.sampled_from(possible), label="event"))
+            self.happens("step")
+
+
+@fuzz(250)
+@given(st.data())
+def test_a_perturbed_optimizer_lives_as_its_twin(data):
+    # Warnings are not what this is about: fused optimizers say when they are not, copies share their noise.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        life = Life(data)
+        life.live()
+        life.end()
