@@ -10,6 +10,8 @@ pause of the device, so that the host's work is hidden (perhaps not all of the n
 same steps as a training loop would see them, the host's work included. The copy bandwidth is that of `copy_` between
 two 1 GiB tensors, timed in the same rounds. "Bandwidth" divides the bytes that the plain step must move by a variant's
 device time: the noise's own traffic, if any, counts as time lost.
+
+`--device cpu --sizes dry` runs the program through on the CPU, to see that it runs: its times say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ STEPS = 10  # in a row
 PAUSE = 100_000_000  # cycles, some 50 ms
 
 # Width and number of transformer-like blocks: 25 M and 1 B parameters.
-SIZES = {"25 M": (512, 8), "1 B": (2048, 20)}
+SIZES = {"25 M": (512, 8), "1 B": (2048, 20), "dry": (8, 1)}
 
 # Tensors that a plain step reads and writes: parameter and states twice, the gradient once.
 OPTIMIZERS = {
@@ -111,8 +113,11 @@ def naive_step(optimizer, parameters, distribution) -> Variant:
     return step
 
 
-def time_once(step: Variant) -> tuple[float, float]:
-    """Returns device and wall milliseconds of one step, each the mean of some in a row."""
+def time_once(step: Variant, device: torch.device) -> tuple[float, float]:
+    """Returns device and wall milliseconds of one step, each the mean of some in a row; on the CPU the same."""
+    if device.type == "cpu":
+        wall = wall_once(step, lambda: None)
+        return wall, wall
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     torch.cuda._sleep(PAUSE)
@@ -121,14 +126,19 @@ def time_once(step: Variant) -> tuple[float, float]:
         step()
     end.record()
     torch.cuda.synchronize()
+    return start.elapsed_time(end) / STEPS, wall_once(step, torch.cuda.synchronize)
+
+
+def wall_once(step: Variant, wait: Callable[[], None]) -> float:
+    """Returns the wall milliseconds of one step, the mean of some in a row and of waiting for them."""
     begun = time.perf_counter()
     for _ in range(STEPS):
         step()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / STEPS, (time.perf_counter() - begun) * 1e3 / STEPS
+    wait()
+    return (time.perf_counter() - begun) * 1e3 / STEPS
 
 
-def measure(variants: dict[str, Variant], rounds: int) -> dict[str, tuple[float, float]]:
+def measure(variants: dict[str, Variant], rounds: int, device: torch.device) -> dict[str, tuple[float, float]]:
     """Returns median device and wall milliseconds of each variant, timed in turn."""
     for step in variants.values():
         for _ in range(3):  # compiles, and fills torch's memory pool
@@ -136,7 +146,7 @@ def measure(variants: dict[str, Variant], rounds: int) -> dict[str, tuple[float,
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, step in variants.items():
-            times[name].append(time_once(step))
+            times[name].append(time_once(step, device))
     return {
         name: (statistics.median(d for d, _ in pairs), statistics.median(w for _, w in pairs))
         for name, pairs in times.items()
@@ -160,8 +170,11 @@ def main() -> int:
     """Measures and prints; the exit status is 2 where there is nothing to measure on."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15, help="how often each variant is timed (default 15)")
-    rounds = parser.parse_args().rounds
-    if not torch.cuda.is_available():
+    parser.add_argument("--sizes", default="25 M,1 B", help=f"of {', '.join(SIZES)} (default '25 M,1 B')")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu is for a dry run")
+    given = parser.parse_args()
+    rounds = given.rounds
+    if given.device == "cuda" and not torch.cuda.is_available():
         print("gpu_step: no CUDA device here; nothing was measured", file=sys.stderr)
         return 2
     if importlib.util.find_spec("triton") is None:
@@ -169,26 +182,29 @@ def main() -> int:
         return 2
     import triton
 
-    device = torch.device("cuda", torch.cuda.current_device())
-    print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, Triton {triton.__version__}", end=", ")
-    print(f"{rounds} rounds of {STEPS} steps, float32")
-    for size, (width, blocks) in SIZES.items():
+    cuda = given.device == "cuda"
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    print(torch.cuda.get_device_name(device) if cuda else "CPU (a dry run)", end=", ")
+    print(f"torch {torch.__version__}, Triton {triton.__version__}, {rounds} rounds of {STEPS} steps, float32")
+    for size in given.sizes.split(","):
+        width, blocks = SIZES[size]
         count = blocks * (12 * width**2 + 13 * width)
-        if (needed := 9 * 4 * count + (3 << 30)) > torch.cuda.mem_get_info(device)[0]:
+        if cuda and (needed := 9 * 4 * count + (3 << 30)) > torch.cuda.mem_get_info(device)[0]:
             print(f"\n{size}: left out, it needs {needed / 2**30:.0f} GiB of free GPU memory")
             continue
         for name in OPTIMIZERS:
             parameters = make_parameters(width, blocks, device)
             assert sum(map(torch.numel, parameters)) == count
             variants = make_variants(name, parameters)
-            source, target = torch.empty(2, 1 << 28, device=device).unbind()
+            source, target = torch.empty(2, 1 << 28 if cuda else 1 << 16, device=device).unbind()
             variants["copy"] = lambda source=source, target=target: target.copy_(source)
-            medians = measure(variants, rounds)
+            medians = measure(variants, rounds, device)
             if not all(math.isfinite(parameter.sum().item()) for parameter in parameters):
                 print(f"{name}: parameters are not finite after the run: its times mean nothing")
             report(size, name, count, medians, 2 * source.nbytes)
             del parameters, variants, source, target
-            torch.cuda.empty_cache()
+            if cuda:
+                torch.cuda.empty_cache()
     return 0
 
 

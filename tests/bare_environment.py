@@ -42,6 +42,13 @@ def main() -> None:
         assert "flatter[compare]" in str(error)
     else:
         raise AssertionError("flatter.compare worked without its extra")
+    names: dict[str, object] = {}
+    exec("from flatter import *", names)
+    assert {"leap", "perturb", "optim"} < names.keys(), names.keys()
+    assert "compare" not in names, "its extra is not installed"
+    assert {"compare", "Arm", "leap"} < set(dir(flatter)), "what the extras give is listed too"
+    version = subprocess.run([sys.executable, "-m", "flatter", "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"flatter {flatter.__version__}\n", version
     command = subprocess.run([sys.executable, "-m", "flatter.cli"], capture_output=True, text=True, check=False)
     assert command.returncode == 2, command
     assert "flatter[compare]" in command.stderr, command.stderr

@@ -9,7 +9,7 @@ torch.set_num_threads(1)
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-SHARING = ("executors/test_ray.py", "test_report_browser.py")
+SHARING = ("frameworks/test_ray.py", "test_report_browser.py")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -98,13 +98,32 @@ def record(arm: str, seed: int, position: int, epochs: int, failed: bool) -> Rec
 def judgement(
     verdict: Verdict, differences: Sequence[float] = (-0.2, -0.1, 0.0), p: float = 0.5, needed: int | None = None
 ) -> Judgement:
-    """A judgement over ``differences``; like a real one, all NaN where the verdict is "failed"."""
+    """A judgement over ``differences``; like a real one, all NaN where the verdict is "failed".
+
+    ``needed`` is the most seeds that are needed, at least a third of it.
+    """
     n = len(differences)
     if verdict == "failed":
         return Judgement("failed", n, tuple(differences), NAN, NAN, NAN, NAN, NAN, NAN, None)
     mean, sd = statistics.fmean(differences), statistics.stdev(differences)
     half = T_95 * sd / math.sqrt(n)
-    return Judgement(verdict, n, tuple(differences), mean, sd, mean - half, mean + half, p / 2, p, needed)
+    if verdict == "not tested":
+        return Judgement(verdict, n, tuple(differences), mean, sd, mean - half, mean + half, NAN, NAN, None)
+    reach = (12, None) if needed is None else (needed // 3, needed)
+    return Judgement(
+        verdict,
+        n,
+        tuple(differences),
+        mean,
+        sd,
+        mean - half,
+        mean + half,
+        p / 2,
+        p,
+        needed,
+        p / 2,
+        reach if verdict == "inconclusive" and n > 1 else None,
+    )
 
 
 def arm_summary(
@@ -202,9 +221,9 @@ def sample(epochs: int = EPOCHS) -> Comparison:
                 0.52,
                 None,
                 1.0,
-                beside("gaussian_peak", "inconclusive", 0.7, None),
+                beside("gaussian_peak", "not tested", NAN, None),
             ),
-            control("gaussian_peak", "inconclusive", 1.0, None),
+            control("gaussian_peak", "not tested", NAN, None),
             method("diverging", "vanilla", "failed", NAN, None, NAN, None),
         ),
         records=records,
@@ -213,10 +232,10 @@ def sample(epochs: int = EPOCHS) -> Comparison:
 
 def with_verdicts(method: Verdict, against_control: Verdict, control: Verdict) -> Comparison:
     """A comparison without records in which one method, "m", and its control have the given verdicts."""
-    sign = {"helps": -1.0, "hurts": 1.0, "inconclusive": 0.1, "failed": NAN}
+    sign = {"helps": -1.0, "hurts": 1.0, "failed": NAN}
 
     def verdict(name: Verdict) -> Judgement:
-        differences = [sign[name] * size for size in (0.3, 0.5, 0.4)]
+        differences = [sign.get(name, 0.1) * size for size in (0.3, 0.5, 0.4)]
         return judgement(name, differences, 0.01, 60 if name == "inconclusive" else None)
 
     return dataclasses.replace(

@@ -34,6 +34,10 @@ class Quiet:
     def __init__(self):
         self.rounds = []
         self.records = []
+        self.kept = []
+
+    def reused(self, record):
+        self.kept.append(record)
 
     def round_starts(self, missing, planned):
         self.rounds.append((missing, planned))

@@ -154,7 +154,7 @@ def ledger(of: StudySpec) -> Ledger:
         p=0.0156,
         expected=-0.3,
         credit="noise",
-        seeds_needed=None,
+        seeds_range=None,
         explanation="ralr changes vanilla's 8.75 % by −0.31 points.",
     )
     missing = {"difference": NAN, "low": NAN, "high": NAN, "p": NAN, "expected": NAN, "credit": None}
@@ -170,7 +170,7 @@ def ledger(of: StudySpec) -> Ledger:
                 entry, outcome="not reproduced", difference=-0.02, low=-0.1, high=0.06, p=0.6, credit=None
             ),
             dataclasses.replace(
-                entry, outcome="inconclusive", p=0.2, low=-0.7, high=0.08, credit=None, seeds_needed=37
+                entry, outcome="inconclusive", p=0.2, low=-0.7, high=0.08, credit=None, seeds_range=(37, None)
             ),
             dataclasses.replace(entry, check=worse, claim=odd),
             dataclasses.replace(

@@ -1,20 +1,28 @@
 """The command line: what a user types, what it prints, and its status; errors are one line and lose nothing."""
 
+import errno
+import io
 import json
 import os
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import flatter
+import quick_tasks
 from flatter.cli import app, main
+from flatter.report.terminal import terminal
 from flatter.study.store import Store
+from flatter.study.tasks import TASKS
 
 MNIST = Path(__file__).parents[2] / "shared" / "data"
 
@@ -71,6 +79,119 @@ def test_tasks_are_listed():
 
 def test_version():
     assert call("--version").stdout.startswith("flatter ")
+
+
+WITHOUT_EXTRAS = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("rich", "typer", "pydantic", "scipy", "plotly", "filelock"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import flatter
+names = {}
+exec("from flatter import *", names)
+assert {"leap", "perturb", "__version__"} < names.keys() and "compare" not in names
+assert {"compare", "Arm", "leap", "__all__"} < set(dir(flatter))
+sys.argv = ["flatter", "--version"]
+import flatter.cli
+"""
+
+
+def test_the_version_and_all_names_without_the_extras():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"flatter {flatter.__version__}\n", "")
+
+
+def test_all_names_with_the_extras():
+    names = {}
+    exec("from flatter import *", names)
+    assert {"compare", "Arm", "leap", "flatness", "__version__"} < names.keys()
+    assert set(flatter.__all__) <= set(dir(flatter))
+    assert names["compare"] is flatter.compare
+
+
+PRINTS = """
+import sys
+sys.argv = ["flatter", "compare", "digits-mlp", "--arms", "leap,lr_dropout", "--epochs", "1", "--seeds", "2"]
+from flatter.cli import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+from flatter.study.spec import read_study
+from pathlib import Path
+import flatter
+text = 'task = "digits-mlp"\\nfinal.seeds = 2\\nsettings.epochs = 1\\narms = [{ method = "vanilla" }]\\n'
+Path("s.toml").write_text(text)
+flatter.run_study("s.toml")  # as a program of the user's own, whose streams are as Python made them
+"""
+
+
+def test_output_in_an_encoding_that_lacks_characters(tmp_path):
+    encoding = "cp1252"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    printed, said = done.stdout.decode(encoding), done.stderr.decode(encoding)
+    assert done.returncode == 0, said
+    assert "Does it help?" in printed
+    assert "• leap: " in printed
+    assert re.search(r"leap: \w+\. [+-]\d", printed)  # a minus is no question mark
+    assert "?" not in printed.replace("Does it help?", "").replace("mean rate?", "")
+    assert "report.html" in said
+    assert (tmp_path / "runs" / "s" / "report.html").is_file()
+
+
+def test_printing_in_ascii(monkeypatch):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", file)
+    terminal().print("−0.04 ± 0.1 × σ ≈ 3 → Ж")
+    assert file.buffer.getvalue() == b"-0.04 +- 0.1 x sigma ~ 3 -> ?\n"
+
+
+def test_interrupted_while_it_imports_it_says_nothing():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flatter", "tasks"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed, said) == (130, b"", b"")
+
+
+@pytest.fixture
+def no_page(monkeypatch):
+    """A disk that is full when the report is written."""
+
+    def full(path, *given, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("flatter.report.html_page.written_whole", full)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_without_room_for_the_report_the_table_is_shown(quiet, tmp_path, no_page):
+    result = call(*SMALL, "--seeds", "1", "--out", str(tmp_path), *(["--quiet"] if quiet else []))
+    assert result.exit_code == 0, result.output
+    assert ("Does it help?" in result.stdout) is not quiet
+    assert "No report was written: cannot write" in result.stderr
+    assert "No space left on device. Trials are kept." in " ".join(result.stderr.split())
+
+
+def test_without_room_for_the_report_a_study_is_shown(tmp_path, no_page):
+    (tmp_path / "s.toml").write_text(
+        'task = "digits-mlp"\nfinal.seeds = 1\nsettings.epochs = 1\narms = [{ method = "vanilla" }]'
+    )
+    result = call("run", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "digits-mlp" in result.stdout
+    assert "No report was written" in result.stderr
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="needs ../shared/data beside the checkout")
@@ -210,3 +331,22 @@ def test_no_arguments_is_help(monkeypatch, capsys):
         main()
     assert not ended.value.code
     assert "compare" in capsys.readouterr().out
+
+
+def test_all_arms_failed_is_an_error(tmp_path, monkeypatch):
+    """The trials and the report are kept, and the exit status says that there is no comparison."""
+
+    def train(trial, settings, data):
+        if trial.arm.name != "vanilla":
+            raise RuntimeError("out of memory")
+        quick_tasks.train(trial, settings, data)
+
+    monkeypatch.setitem(TASKS, "failing", replace(quick_tasks.QUICK, name="failing", train=train))
+    arguments = ["compare", "failing", "--arms", "leap", "--seeds", "2", "--out", str(tmp_path), "--quiet"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "every arm failed" in result.stderr
+    assert "--retry-failed" in result.stderr
+    assert "out of memory" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with Store(tmp_path / "trials.sqlite", read_only=True) as store:
+        assert [record.status for record in store.records()].count("failed") == 2

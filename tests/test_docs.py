@@ -1,7 +1,10 @@
 """Every Python block of the README and the docs is run, page by page, in the order it is read."""
 
 import linecache
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,24 @@ def test_code_of_the_docs_runs(page, tmp_path, monkeypatch):
         # As in a notebook: inspect finds the source of what is defined here.
         linecache.cache[file] = (len(padded), None, padded.splitlines(keepends=True), file)
         exec(compile(padded, file, "exec"), names)
+
+
+def test_the_readme_is_well_typed(tmp_path):
+    """Strictly, as `make test` checks the package just before, whose cache makes it quick."""
+    code = "\n".join(code for _, code in blocks(ROOT / "README.md"))
+    code = code.replace("def train(trial):", "def train(trial: flatter.Trial) -> None:")
+    code = code.replace("    loss.backward()", "    loss.backward()  # type: ignore[no-untyped-call]")  # torch's own
+    (tmp_path / "readme.py").write_text(code)
+    options = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, tmp_path / "readme.py"],
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_study_files_of_the_docs_are_studies():

@@ -183,16 +183,13 @@ def test_the_mean_rate_is_enough_where_the_control_is_alike():
     [
         (1, 2, "in the same direction in top eigenvalue, trace, gradient norm and loss increase at radii 0.1 and 0.2"),
         (1, 0.5, "its control goes further in the same direction"),
-        (2, 1, "It is lower than its control in top eigenvalue"),
-        (2, 3, "It is lower than its control in top eigenvalue"),
+        (2, 1, ""),  # no verdict against vanilla, so nothing is asked of the control
         (2, 2, ""),
         (3, 2, "more than the mean rate's"),
         (3, 4, "its control goes further in the same direction"),
     ],
 )
 def test_sentences_of_a_method_and_its_control(method, control, said):
-    if (method, control) == (2, 1):
-        said = "It is higher than its control in top eigenvalue"
     values = {"ralr": method, "ralr (control)": control}
     found = study(lambda arm, rate, error: values.get(arm, 2.0))
     line = dict(method_lines(found, found.flatness))["ralr"]
@@ -221,8 +218,9 @@ def test_no_more_is_claimed_than_holm_allows():
     """With 5 seeds no sign-flip p is below 1/16: whatever the differences, nothing is called lower or higher."""
     found = study(by_rate, seeds=5)
     verdicts = {cell.verdict for row in against_vanilla(found, found.flatness) for cell in row.cells}
-    assert verdicts == {"", "inconclusive"}
+    assert verdicts == {"", "inconclusive", "not tested"}
     judged = [of.vs_vanilla for m in found.flatness.measures for of in m.arms[1:]]
+    judged = [judgement for judgement in judged if judgement.verdict != "not tested"]
     assert all(judgement.p_corrected >= judgement.p for judgement in judged)
 
 

@@ -1,22 +1,17 @@
-"""Node classification: the files are read right, the networks are torch_geometric's, one seed decides a trial."""
+"""Node classification: the files are read right, one seed decides a trial."""
 
-import hashlib
-import io
 import math
-import pickle
 import random
-import warnings
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
-import scipy.sparse
 import torch
 from torch.nn import functional as F
 
 import flatter
+from citation_networks import MadeUp, dense, pickled
 from flatter.study.arms import Arm
 from flatter.study.data import DataError, NodeClassification, planetoid
 from flatter.study.data.sparse import SparseMatrix
@@ -37,85 +32,7 @@ needs_planetoid = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def geometric():
-    """torch_geometric's modules, whose import uses what torch has deprecated."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"`torch\.jit\.\w+` is deprecated", category=DeprecationWarning)
-        import torch_geometric.io
-        import torch_geometric.nn
-    return torch_geometric
-
-
-# A made-up citation network, written as the planetoid files are
-
-
-class Python2Pickler(pickle._Pickler):
-    """Writes the bytes of arrays as Python 2 did, and the names that modules had then."""
-
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
-
-    def save_bytes(self, content):
-        self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
-        self.memoize(content)
-
-    dispatch[bytes] = save_bytes
-
-
-def pickled(content):
-    file = io.BytesIO()
-    Python2Pickler(file, protocol=2).dump(content)
-    return (
-        file.getvalue()
-        .replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-        .replace(b"cscipy.sparse._csr\n", b"cscipy.sparse.csr\n")
-    )
-
-
-class MadeUp:
-    """Papers of three classes that use the words of their class, mostly, and cite within it, mostly.
-
-    As in CiteSeer, one of the test range is missing; it has no words and no citations.
-    """
-
-    def __init__(self):
-        numbers = np.random.RandomState(0)
-        self.nodes, self.before_test, self.train, self.val, self.missing = 120, 70, 12, 50, 100
-        self.labels = np.arange(self.nodes) % 3
-        self.labels[self.missing] = 0
-        own = np.arange(30) // 10 == self.labels[:, None]
-        self.words = (numbers.rand(self.nodes, 30) < np.where(own, 0.4, 0.1)).astype(np.float32)
-        self.words[:, 0] = 1  # none without words
-        self.words[self.missing] = 0
-        same = self.labels[:, None] == self.labels
-        cites = numbers.rand(self.nodes, self.nodes) < np.where(same, 0.06, 0.01)
-        cites[self.missing] = cites[:, self.missing] = False
-        self.adjacency = (cites | cites.T) & ~np.eye(self.nodes, dtype=bool)
-        self.test = numbers.permutation([n for n in range(self.before_test, self.nodes) if n != self.missing])
-
-    def files(self):
-        graph = planetoid.defaultdict(list, {n: np.flatnonzero(self.adjacency[n]).tolist() for n in range(self.nodes)})
-        graph[5].append(5)  # a loop
-        graph[3].append(graph[3][0])  # an edge twice
-        graph[8].append(graph[8].pop(0))  # no order
-        graph[9].pop()  # listed by the other paper alone
-        one_hot = np.eye(3, dtype=np.int32)[self.labels]
-        return {
-            "allx": pickled(scipy.sparse.csr_matrix(self.words[: self.before_test])),
-            "tx": pickled(scipy.sparse.csr_matrix(self.words[self.test])),
-            "ally": pickled(one_hot[: self.before_test]),
-            "ty": pickled(one_hot[self.test]),
-            "y": pickled(one_hot[: self.train]),
-            "graph": pickled(graph),
-            "test.index": "".join(f"{n}\n" for n in self.test).encode(),
-        }
-
-    def write(self, folder, monkeypatch):
-        folder.mkdir(parents=True)
-        monkeypatch.setattr(planetoid, "VALIDATION_SIZE", self.val)
-        for part, content in self.files().items():
-            (folder / f"ind.cora.{part}").write_bytes(content)
-            monkeypatch.setitem(planetoid.SHA256, f"ind.cora.{part}", hashlib.sha256(content).hexdigest())
+# A made-up citation network, read from files
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +46,6 @@ def papers(made_up, tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         made_up.write(folder / "Cora" / "raw", monkeypatch)
         return planetoid.load_cora(folder)
-
-
-def dense(matrix):
-    return matrix @ torch.eye(matrix.shape[1])
 
 
 def test_papers_words_and_citations_are_read(made_up, papers):
@@ -215,23 +128,6 @@ def test_published_figures(name, nodes, edges, features, classes, train, real):
     assert torch.equal((source * nodes + target).sort()[0], (target * nodes + source).sort()[0])
 
 
-@needs_planetoid
-@pytest.mark.parametrize("name", NAMES)
-def test_files_are_read_as_torch_geometric_reads_them(name, real, geometric):
-    data = real[name]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*scipy.sparse.csr", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*align", category=np.exceptions.VisibleDeprecationWarning)
-        other = geometric.io.read_planetoid_data(str(SHARED / "planetoid" / name / "raw"), name)
-    for split in ("train", "val", "test"):
-        assert torch.equal(getattr(data, split), other[f"{split}_mask"].nonzero()[:, 0])
-    assert torch.equal(data.labels, other.y)
-    assert {*zip(*data.edges.tolist(), strict=True)} == {*zip(*other.edge_index.tolist(), strict=True)}
-    words = other.x / other.x.sum(dim=1, keepdim=True).where(other.x.sum(dim=1, keepdim=True) > 0, 1)
-    rows = torch.arange(0, len(words), 7)
-    assert torch.allclose(dense(data.features.select_rows(rows)), words[rows], atol=1e-7)
-
-
 # Sparse matrices
 
 
@@ -257,61 +153,6 @@ def test_sparse_products_and_their_derivatives(matrix):
 
 
 # Networks
-
-
-def geometric_network(geometric, kind, features, classes):
-    conv = geometric.nn
-    if kind == "gat":
-        return conv.GATConv(features, 2, heads=8), conv.GATConv(16, classes, heads=1)
-    if kind == "gin":
-
-        def mlp(inputs, outputs):
-            return torch.nn.Sequential(torch.nn.Linear(inputs, 16), torch.nn.ReLU(), torch.nn.Linear(16, outputs))
-
-        return conv.GINConv(mlp(features, 16)), conv.GINConv(mlp(16, classes))
-    make = {"gcn": conv.GCNConv, "sage": conv.SAGEConv}[kind]
-    return make(features, 16), make(16, classes)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_networks_are_torch_geometrics(kind, papers, geometric):
-    layers = geometric_network(geometric, kind, 30, 3)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = build_graph_network(kind, 30, 3, Dropout(0.5, 0)).eval()
-        torch.manual_seed(1)
-        for layer in layers:
-            layer.reset_parameters()
-    theirs = [p for layer in layers for p in layer.parameters()]
-    ours = dict(network.named_parameters())
-    assert sum(p.numel() for p in theirs) == sum(p.numel() for p in ours.values())
-    if kind == "gat":  # they register the bias in another place
-        order = [f"{layer}.{name}" for layer in ("first", "second") for name in geometric_gat_order(layers[0])]
-        ours = {name: ours[name] for name in order}
-    elif kind == "gcn":
-        ours = {name: ours[name] for name in ("first.bias", "first.weight", "second.bias", "second.weight")}
-    for mine, other in zip(ours.values(), theirs, strict=True):
-        assert torch.equal(mine.flatten(), other.flatten())
-
-    with torch.no_grad():  # biases that begin at 0 would hide a mistake
-        for mine, other in zip(ours.values(), theirs, strict=True):
-            if mine.ndim == 1:
-                mine.add_(torch.linspace(-0.2, 0.3, len(mine)))
-                other.copy_(mine)
-    activation = F.elu if kind == "gat" else F.relu
-    words, edges, nodes = dense(papers.features), papers.edges, len(papers.labels)
-    expected = layers[1](activation(layers[0](words, edges)), edges)
-    outputs = network(papers.features, propagation(kind, edges, nodes))
-    assert torch.allclose(outputs, expected, atol=1e-5)
-    F.cross_entropy(expected, papers.labels).backward()
-    F.cross_entropy(outputs, papers.labels).backward()
-    for mine, other in zip(ours.values(), theirs, strict=True):
-        assert torch.allclose(mine.grad.flatten(), other.grad.flatten(), atol=1e-6)
-
-
-def geometric_gat_order(layer):
-    names = {"att_src": "source_attention", "att_dst": "target_attention", "bias": "bias", "lin.weight": "weight"}
-    return [names[name] for name, _ in layer.named_parameters()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

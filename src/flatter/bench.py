@@ -98,7 +98,7 @@ def measure(
     for model in models:
         for name in optimizers:
             contenders = _contenders(MODELS[model], name)
-            times = _take_turns([step for _, _, step in contenders], rounds, slice_ms)
+            times = take_turns([step for _, _, step in contenders], rounds, slice_ms)
             for (method, way, _), own in zip(contenders, times, strict=True):
                 ratio = statistics.median(a / b for a, b in zip(own, times[0], strict=True))
                 yield Row(model, name, method, way, statistics.median(own) * 1e3, ratio)
@@ -122,8 +122,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _take_turns(steps: list[Step], rounds: int, slice_ms: float) -> list[list[float]]:
-    """Seconds per step of every contender in every round."""
+def take_turns(steps: Sequence[Step], rounds: int, slice_ms: float) -> list[list[float]]:
+    """Time steps that take turns.
+
+    Args:
+        steps: calls to time. Each is first called four times, which may compile.
+        rounds: how many times every step has its turn.
+        slice_ms: about how long a turn is, in milliseconds; it is at least one step.
+
+    Returns:
+        For each step its seconds in every round, the mean over the turn.
+    """
     counts = []
     for step in steps:
         for _ in range(3):  # the first compiles or loads a kernel, and allocates

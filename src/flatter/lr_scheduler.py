@@ -9,12 +9,14 @@ Rate Scheduling" (section 5) are one formula, ``γ(t) = γ_max · exp(−|t − 
 from __future__ import annotations
 
 import math
+import sys
+import warnings
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 
 __all__ = ["GaussianPeakLR", "LaplacianPeakLR"]
 
@@ -22,8 +24,19 @@ __all__ = ["GaussianPeakLR", "LaplacianPeakLR"]
 class _PeakLR(LRScheduler):
     """What the two shapes share. ``_exponent`` is the formula's ``q``; ``_width_name`` is what the user calls ``w``."""
 
+    _shape: ClassVar[str]
     _exponent: ClassVar[int]
     _width_name: ClassVar[str]
+    # What decides the rates: a state dict without these is not that of a peak schedule.
+    _settings: ClassVar[tuple[str, ...]] = (
+        "total_steps",
+        "steps_per_update",
+        "max_lrs",
+        "start_lrs",
+        "min_lrs",
+        "t_offsets",
+        "widths",
+    )
 
     def __init__(
         self,
@@ -91,7 +104,89 @@ class _PeakLR(LRScheduler):
             if max(self.t_offsets) > 0.5:
                 raise ValueError(f"t_offset must lie in [0, 0.5], before the peak; got {t_offset}")
             self.start_lrs = [self._curve(offset, group) for group, offset in enumerate(self.t_offsets)]
+        self._warned: set[str] = set()
         super().__init__(optimizer, last_epoch)
+
+    # torch's attribute, a property here: ChainedScheduler asks for it when it is made, and a peak schedule that notices
+    # only in its first step would end a run after an epoch of training.
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer whose rates are scheduled.
+
+        Raises:
+            ValueError: a ``ChainedScheduler`` is being made of this schedule.
+        """
+        if sys._getframe(1).f_code is ChainedScheduler.__init__.__code__:
+            raise self._cannot_be_chained()
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def step(self, epoch: int | None = None) -> None:
+        """Set the next rates.
+
+        Args:
+            epoch: as torch's, which deprecates it.
+
+        Warns:
+            UserWarning: once, if more steps are taken than ``total_steps``; once, if a learning rate is not the one
+                that this schedule had set, so that another scheduler or a caller's own change is overwritten.
+
+        Raises:
+            ValueError: a ``ChainedScheduler`` steps this schedule, through a ``SequentialLR``.
+        """
+        caller = sys._getframe(1)
+        while caller is not None and caller.f_globals["__name__"] == LRScheduler.__module__:
+            if caller.f_code is ChainedScheduler.step.__code__:
+                raise self._cannot_be_chained()
+            caller = caller.f_back  # type: ignore[assignment]
+        if not self._is_initial and epoch is None:
+            self._warn_if_overwriting()
+        super().step() if epoch is None else super().step(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's settings and where it is, as plain numbers: all but the optimizer."""
+        state = {key: value for key, value in super().state_dict().items() if key not in ("_optimizer", "_warned")}
+        return {**state, "shape": self._shape}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the run whose schedule was saved, with the settings of that schedule, as torch's schedulers do.
+
+        Raises:
+            ValueError: the state is not that of this class, or has another number of parameter groups. Nothing is
+                changed then.
+
+        Warns:
+            UserWarning: the saved settings differ from those that this schedule was made with.
+        """
+        name = type(self).__name__
+        if missing := [key for key in (*self._settings, "last_epoch") if key not in state_dict]:
+            raise ValueError(
+                f"this is not the state of a {name}: it lacks {', '.join(missing)}; got "
+                f"{', '.join(sorted(state_dict)) or 'an empty dict'}"
+            )
+        shape = state_dict.get("shape", self._shape)  # older versions did not save it
+        if shape != self._shape:
+            raise ValueError(f"this is the state of a {shape} peak schedule, and cannot be loaded into a {name}")
+        if (groups := len(state_dict["max_lrs"])) != len(self.max_lrs):
+            raise ValueError(
+                f"this state has {groups} parameter groups, and the optimizer of this {name} has {len(self.max_lrs)}"
+            )
+        differing = [
+            f"{key} is {getattr(self, key)} and was saved as {state_dict[key]}"
+            for key in self._settings
+            if getattr(self, key) != state_dict[key]
+        ]
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "shape"})
+        if differing:
+            warnings.warn(
+                f"the loaded state is that of another {name}, whose settings replace this one's, as with every torch "
+                f"scheduler: {'; '.join(differing)}. To train on with this one's, do not load the state and give "
+                "last_epoch=",
+                stacklevel=2,
+            )
 
     @property
     def peak_steps(self) -> list[int]:
@@ -126,6 +221,13 @@ class _PeakLR(LRScheduler):
 
         It is a closed form of ``last_epoch``, so that no rounding error builds up and resume is exact.
         """
+        if self.last_epoch > self.total_steps:  # one more is usual: after the last optimizer step
+            self._warn_once(
+                "overrun",
+                f"{type(self).__name__} was made for total_steps={self.total_steps} and is beyond its end: the "
+                "learning rate stays at min_lr. Give as total_steps the number of scheduler.step() calls in the whole "
+                "training",
+            )
         last = self._updates - 1
         update = min(self.last_epoch // self.steps_per_update, last)
         # The ends are stored numbers, because the formula returns them only up to rounding.
@@ -141,6 +243,35 @@ class _PeakLR(LRScheduler):
     def _updates(self) -> int:
         """How many values the schedule takes: the steps divided by ``steps_per_update``, rounded up."""
         return -(-self.total_steps // self.steps_per_update)
+
+    def _cannot_be_chained(self) -> ValueError:
+        return ValueError(
+            f"{type(self).__name__} cannot be part of a ChainedScheduler: it sets the learning rate, as OneCycleLR "
+            "does, and would overwrite the other schedulers' factors; to run schedules one after the other use "
+            "SequentialLR"
+        )
+
+    def _warn_if_overwriting(self) -> None:
+        for group, own in zip(self.optimizer.param_groups, self._last_lr, strict=False):
+            found = group["lr"]
+            if isinstance(found, Tensor) and found.device.type != "cpu":
+                continue  # to read it would wait for the device at every step
+            if float(found) != float(own):
+                self._warn_once(
+                    "overwriting",
+                    f"the learning rate is {float(found):g}, and {type(self).__name__} had set it to {float(own):g}: "
+                    "another scheduler or your code changed it, and this schedule overwrites the change. To run "
+                    "schedules one after the other use SequentialLR",
+                )
+
+    def _warn_once(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            # Where the user calls step: this file and torch's are passed over.
+            level, frame = 1, sys._getframe(0)
+            while frame.f_back is not None and frame.f_globals["__name__"] in (__name__, LRScheduler.__module__):
+                level, frame = level + 1, frame.f_back
+            warnings.warn(message, stacklevel=level)
 
     def _curve(self, t: float, group: int) -> float:
         return self.max_lrs[group] * math.exp(-math.pow(abs(t - 0.5), self._exponent) / self.widths[group])
@@ -174,7 +305,8 @@ class GaussianPeakLR(_PeakLR):
         ``t(s) = t_offset + (1 − t_offset) · s / (total_steps − 1)``
 
     The last optimizer step, ``s = total_steps − 1``, uses exactly ``min_lr``, as torch's ``OneCycleLR`` does; every
-    later one uses it too. The rate comes near ``max_lr``, and equals it only if some step has ``t = 0.5`` exactly.
+    later one uses it too, with a warning (``OneCycleLR`` raises, which would end a long run in its last minute). The
+    rate comes near ``max_lr``, and equals it only if some step has ``t = 0.5`` exactly.
 
     Call ``scheduler.step()`` after every ``optimizer.step()``. The paper calls this "continuous". Its "discrete"
     version holds a rate for an epoch: set ``steps_per_update`` to the steps per epoch; or leave it at 1, give the
@@ -185,7 +317,12 @@ class GaussianPeakLR(_PeakLR):
     curve, the paper sets the width instead: ``variance=0.0128`` (2 · 0.08²), ``t_offset=0``.
 
     To resume, make the scheduler first and load the optimizer's state after, as with every torch scheduler: making one
-    writes its first rate into the optimizer.
+    writes its first rate into the optimizer. A state dict of another class is refused; one of other settings replaces
+    them, with a warning.
+
+    The schedule sets the rate; it does not multiply what it finds. It can follow or precede others in
+    ``SequentialLR``. ``ChainedScheduler`` refuses it, and a rate that something else has changed is overwritten with a
+    warning.
 
     Args:
         optimizer: the optimizer whose rates are scheduled. A rate that is a tensor is filled in place.
@@ -215,6 +352,7 @@ class GaussianPeakLR(_PeakLR):
             a list's length is not the number of parameter groups; fewer than two updates.
     """
 
+    _shape = "Gaussian"
     _exponent = 2
     _width_name = "variance"
 
@@ -265,6 +403,7 @@ class LaplacianPeakLR(_PeakLR):
         ValueError: as for ``GaussianPeakLR``, with ``scale`` for ``variance``.
     """
 
+    _shape = "Laplacian"
     _exponent = 1
     _width_name = "scale"
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
-
 from flatter.replication import Ledger, build_ledger, find_claims, load_study
 from flatter.report.study_page import write_study_report
 from flatter.report.study_progress import StudyProgress
 from flatter.report.study_table import ledger_table, status_table, study_table, tuning_lines
+from flatter.report.terminal import terminal, written
 from flatter.study.check import check_study
 from flatter.study.driver import drive
 from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
@@ -22,7 +21,8 @@ from flatter.study.export import Format, export
 from flatter.study.results import CellResult, CellStatus, study_results, study_status
 from flatter.study.spec import StudyError, StudySpec, read_study, read_study_text
 from flatter.study.store import STORE_NAME, Store
-from flatter.study.tasks import get_task
+from flatter.study.subjects import remembered_task
+from flatter.study.tasks import Task, get_task, without_imports
 from flatter.study.work import Work
 
 ExecutorName = Literal["local", "processes", "ray"]
@@ -84,13 +84,13 @@ class StudyOutcome:
         study: the study.
         cells: every cell's result.
         ledger: the papers' claims and their verdicts; ``None`` where the study replicates nothing.
-        page: the report.
+        page: the report; ``None`` where it could not be written.
     """
 
     study: StudySpec
     cells: tuple[CellResult, ...]
     ledger: Ledger | None
-    page: Path
+    page: Path | None
 
 
 def run_study(
@@ -125,11 +125,11 @@ def run_study(
     _check_claims(chosen)
     folder = folder_of(chosen, out)
     where = ExecutorChoice(executor) if isinstance(executor, str) else executor
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     work = Work(None if data_dir is None else Path(data_dir).expanduser().absolute())
     with (
         where.open() as opened,
-        Store(folder / STORE_NAME) as store,
+        Store.open(folder / STORE_NAME) as store,
         StudyProgress(console, shown=not quiet) as progress,
     ):
         cells = drive(chosen, store, opened, work, progress, retry_failed=retry_failed)
@@ -143,11 +143,11 @@ def report_study(study: StudySpec, *, out: str | Path | None = None, quiet: bool
         StudyError: the study cannot be run as it is written, or nothing of it was run yet.
         StoreError: the store is damaged.
     """
-    check_study(study)
     folder = folder_of(study, out)
-    with closing(_open(study, folder)) as store:
+    with closing(_open(study, folder)) as store, without_imports(_tasks_in(study, store)):
+        check_study(study)
         cells = study_results(study, store)
-    return _shown(study, cells, folder, quiet=quiet)
+        return _shown(study, cells, folder, quiet=quiet)
 
 
 def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellStatus]:
@@ -157,15 +157,25 @@ def status_of(study: StudySpec, *, out: str | Path | None = None) -> list[CellSt
         StudyError: the study cannot be run as it is written.
         StoreError: the store is damaged.
     """
-    check_study(study)
     path = folder_of(study, out) / STORE_NAME
-    with closing(Store(path, read_only=True) if path.exists() else Store(None)) as store:
-        return study_status(study, store)
+    opened = Store(path, read_only=True) if path.exists() else Store(None)
+    with closing(opened) as store:
+        tasks = _tasks_in(study, store)
+        # What was never run cannot be planned without importing it: nothing of it is there yet.
+        unknown = {cell.name for cell in study.cells if ":" in cell.task and cell.task not in tasks}
+        known = [cell.name for cell in study.cells if cell.name not in unknown]
+        found: dict[str, CellStatus] = {}
+        if known:
+            some = study.with_cells(known)
+            with without_imports(tasks):
+                check_study(some)
+                found = {status.name: status for status in study_status(some, store)}
+        return [found.get(cell.name) or CellStatus(cell.name, "tuning", 0, 0, 0) for cell in study.cells]
 
 
 def show_status(statuses: Sequence[CellStatus]) -> None:
     """Prints a table of how far every cell is."""
-    Console().print(status_table(statuses))
+    terminal().print(status_table(statuses))
 
 
 def export_study(study: StudySpec, folder: Path, form: Format, *, out: str | Path | None = None) -> tuple[Path, Path]:
@@ -179,12 +189,14 @@ def export_study(study: StudySpec, folder: Path, form: Format, *, out: str | Pat
         return export(store, folder, form)
 
 
-def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
+def find_study(name: str, cells: Sequence[str] = (), *, to_run: bool = True) -> StudySpec:
     """The study in a file, or the packaged one of that name.
 
     Args:
         name: a file that ends in ``.toml``, or a name.
         cells: names of cells: the others are left out; default: all.
+        to_run: whether it is going to be run (default). Else tasks of the user's own are not imported, and what can
+            be wrong with them is not looked for.
 
     Raises:
         StudyError: the file cannot be read or does not describe a study that can be run, or there is no such cell.
@@ -196,7 +208,7 @@ def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
         chosen = study.with_cells(cells) if cells else study
     except ValueError as error:
         raise StudyError(str(error)) from None
-    if is_file:
+    if is_file and (to_run or not any(":" in cell.task for cell in chosen.cells)):
         # Here it is known where in the file a mistake stands.
         check_study(chosen, source=name, text=read_study_text(Path(name)))
     return chosen
@@ -205,6 +217,13 @@ def find_study(name: str, cells: Sequence[str] = ()) -> StudySpec:
 def folder_of(study: StudySpec, out: str | Path | None) -> Path:
     """Where a study's store and report are."""
     return Path("runs") / study.name if out is None else Path(out)
+
+
+def _tasks_in(study: StudySpec, store: Store) -> dict[str, Task]:
+    """The user's own tasks as far as the store remembers them: nothing of the user's is imported to read."""
+    names = dict.fromkeys(cell.task for cell in study.cells if ":" in cell.task)
+    notes = {name: store.remembered_task(name) for name in names}
+    return {name: remembered_task(name, of_task) for name, of_task in notes.items() if of_task}
 
 
 def _open(study: StudySpec, folder: Path) -> Store:
@@ -236,13 +255,14 @@ def _shown(study: StudySpec, cells: Sequence[CellResult], folder: Path, *, quiet
     compared = {cell.cell.name: cell.comparison for cell in cells if cell.comparison is not None}
     ledger = build_ledger(study, compared) if _has_claims(study) else None
     # The page first: whoever reads the tables may go away before their end.
-    page = write_study_report(study, cells, folder, ledger)
+    where = written(lambda: write_study_report(study, cells, folder, ledger))
     if not quiet:
-        console = Console()
+        console = terminal()
         for line in tuning_lines(study, cells):
             console.print(f"• {line}", highlight=False, markup=False)
         console.print(study_table(cells))
         if ledger is not None:
             console.print(ledger_table(ledger))
-        Console(stderr=True).print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
-    return StudyOutcome(study, tuple(cells), ledger, page)
+    if not quiet or where.page is None:
+        terminal(stderr=True).print(where.line, highlight=False, soft_wrap=True, markup=False)
+    return StudyOutcome(study, tuple(cells), ledger, where.page)

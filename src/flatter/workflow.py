@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +12,16 @@ import torch
 from rich.console import Console
 
 from flatter.report.page import write_page
-from flatter.report.progress import LiveProgress
-from flatter.report.terminal import show
+from flatter.report.progress import LiveProgress, Reuse
+from flatter.report.terminal import show, terminal, written
 from flatter.stats import Better
-from flatter.study.analysis import analyse
+from flatter.study.analysis import analyse, look_of
 from flatter.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
-from flatter.study.comparison import Comparison, Subject
+from flatter.study.comparison import Comparison, Subject, direction_of
 from flatter.study.flatness import FlatnessSettings
-from flatter.study.identify import identify
-from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, run
+from flatter.study.identify import identify, plain_data
+from flatter.study.machine import environment
+from flatter.study.runner import TrainFunction, TrialSpec, lacking_flatness, paired_trials, reused, run
 from flatter.study.store import STORE_NAME, Store
 from flatter.study.subjects import subject_of
 from flatter.study.tasks import Settings, get_task
@@ -42,12 +42,12 @@ def compare(
     *,
     metric: str = "test_error",
     unit: str = "",
-    better: Better = "lower",
+    better: Better | None = None,
     level: float = 0.05,
     controls: bool = True,
     out: str | Path | None = None,
     name: str | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Any = None,
     flatness: bool | FlatnessSettings = False,
     retry_failed: bool = False,
     quiet: bool = False,
@@ -64,14 +64,17 @@ def compare(
         seeds: how many (0, 1, …) or which; default 10. Fewer than 6 cannot reach a verdict at level 0.05.
         metric: the reported metric that is judged, by its value after the final epoch; default ``"test_error"``.
         unit: its unit, for the report.
-        better: whether ``"lower"`` (the default) or ``"higher"`` is better.
+        better: whether ``"lower"`` or ``"higher"`` is better. Default: what the metric's name says, such as lower for
+            ``"val_loss"`` and higher for ``"accuracy"``; a name that does not say it is refused.
         level: family-wise level of the tests; default 0.05.
         controls: whether to add the matched-rate controls; default ``True``.
         out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
-            is done is not done again, unless ``train``, ``settings`` or a version changed. Default:
-            nothing is written.
+            is done is not done again, unless ``settings``, a version, ``train`` or something that its code names
+            changed: see :func:`flatter.study.identify.identify`. Default: nothing is written.
         name: what the report calls the task; default: the training function's name.
-        settings: plain data that ``train`` depends on besides its source; it is shown, and a change runs all anew.
+        settings: what ``train`` depends on besides its code and globals; it is shown, and a change runs all anew. A
+            mapping, a dataclass, a pydantic model or an argparse namespace of numbers, text, lists, paths, enums, torch
+            devices and dtypes, numpy scalars, and of such mappings.
         flatness: measure how flat the loss is around each trial's final model, and add it to the report; ``train``
             must call :meth:`flatter.Trial.measure_flatness`. :class:`flatter.FlatnessSettings` say what is measured
             and how much work it may be; ``True`` takes the defaults. Trials in ``out`` that were made without, or by
@@ -90,12 +93,19 @@ def compare(
         StoreError: the folder cannot be used, or holds a damaged store.
         Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
     """
+    try:
+        direction = direction_of(metric, better)
+    except ValueError as error:
+        raise CompareError(str(error)) from None
     subject = Subject(
         name=name or str(getattr(train, "__name__", "training")),
         metric=metric,
         unit=unit,
-        better=better,
-        settings={"training function": identify(train, stored=out is not None), **(settings or {})},
+        better=direction,
+        settings={
+            "training function": identify(train, stored=out is not None),
+            **_plain({} if settings is None else settings),
+        },
     )
     folder = None if out is None else Path(out)
     return _compare(train, subject, arms, seeds, level, controls, folder, flatness, retry_failed, quiet)
@@ -142,6 +152,14 @@ def compare_task(
         return _compare(train, subject, arms, seeds, level, controls, out, flatness, retry_failed, quiet)
 
 
+def all_failed(comparison: Comparison) -> bool:
+    """Whether no arm could be compared because a trial of it, or of vanilla, failed."""
+    judged = [arm.vs_vanilla for arm in comparison.arms[1:] if not arm.is_control]
+    if not judged:
+        return comparison.arms[0].failed > 0
+    return all(judgement is None or judgement.verdict == "failed" for judgement in judged)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """One CPU thread for the built-in tasks: their tensors are too small for more, and sums do not depend on cores."""
@@ -169,21 +187,27 @@ def _compare(
     numbers = _seeds(seeds)
     _check(subject, level)
     measured = _flatness(flatness)
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     specs = paired_trials(subject, chosen, numbers)
     if not quiet:
-        _warn_if_hopeless(console, len(numbers), len(chosen) - 1, level)
-    with Store(None if out is None else out / STORE_NAME) as store, LiveProgress(console, shown=not quiet) as progress:
+        _warn_if_hopeless(console, len(numbers), sum(not arm.is_control for arm in chosen) - 1, level)
+    with (
+        Store(None) if out is None else Store.open(out / STORE_NAME) as store,
+        LiveProgress(console, shown=not quiet) as progress,
+    ):
         if not quiet:
             _say_what_runs_again(console, specs, store, measured)
+            _say_what_is_reused(console, specs, store, measured, retry_failed)
         records = list(run(specs, train, store, progress, flatness=measured, retry_failed=retry_failed))
-    comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured)
+        comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured, store=store)
+        if store.is_writable:
+            store.remember_look(subject.family, look_of(specs, chosen, numbers))
     # The page first: whoever reads the table may go away before its end.
-    page = None if out is None else write_page(comparison, out / PAGE_NAME)
+    where = None if out is None else written(lambda: write_page(comparison, out / PAGE_NAME))
     if not quiet:
-        show(comparison, Console())
-        if page is not None:
-            console.print(f"Report: {page}", highlight=False, soft_wrap=True, markup=False)
+        show(comparison, terminal())
+    if where is not None and (not quiet or where.page is None):
+        console.print(where.line, highlight=False, soft_wrap=True, markup=False)
     return comparison
 
 
@@ -208,12 +232,19 @@ def _check(subject: Subject, level: float) -> None:
     """All that can be known to be wrong before the first trial."""
     if not 0 < level < 1:
         raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
-    if subject.better not in ("lower", "higher"):
-        raise CompareError(f"better must be 'lower' or 'higher'; got {subject.better!r}")
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's settings as they are shown and kept."""
     try:
-        json.dumps(dict(subject.settings))
-    except (TypeError, ValueError) as error:
-        raise CompareError(f"settings must be plain data, such as numbers and text: {error}") from None
+        plain = plain_data(settings)
+    except TypeError as error:
+        raise CompareError(
+            f"settings must be plain data, such as numbers, text, paths and dataclasses of these: {error}"
+        ) from None
+    if not isinstance(plain, dict):
+        raise CompareError(f"settings must have names, as a mapping or a dataclass has; got {settings!r}")
+    return plain
 
 
 def _flatness(given: bool | FlatnessSettings) -> FlatnessSettings | None:
@@ -232,6 +263,26 @@ def _say_what_runs_again(
             f"Models are not kept, so {'it is' if again == 1 else 'they are'} trained again as before, and measured.",
             highlight=False,
         )
+
+
+def _say_what_is_reused(
+    console: Console, specs: list[TrialSpec], store: Store, flatness: FlatnessSettings | None, retry_failed: bool
+) -> None:
+    reuse = Reuse()
+    for record in reused(specs, store, flatness=flatness, retry_failed=retry_failed):
+        reuse.found(record)
+    if reuse.count:
+        console.print(reuse.line(len(specs)), highlight=False)
+    elif len(store):
+        console.print(
+            f"None of the {len(store)} trials in the folder is reused: they are of another training function, other "
+            "settings, arms, seeds or versions.",
+            highlight=False,
+        )
+    if reuse.count < len(specs):
+        reuse.runs_on(environment())
+    if line := reuse.machines_line():
+        console.print(line, highlight=False, markup=False)
 
 
 def _warn_if_hopeless(console: Console, seeds: int, comparisons: int, level: float) -> None:

@@ -26,7 +26,7 @@ class BlindOnes(flatter.Distribution):
         return float(x >= 1)
 
     def sample(self, words):
-        return torch.ones(words.shape)
+        return torch.ones(words.shape, device=words.device)
 
 
 IDENTITIES = {

@@ -1,6 +1,7 @@
 """Killed at any step and resumed is the unbroken run, bit for bit, whether the noise is attached before or after."""
 
 import itertools
+import os
 import subprocess
 import sys
 
@@ -88,6 +89,6 @@ def test_a_new_process_draws_the_same_noise(tmp_path):
     subprocess.run(
         [sys.executable, "-c", program, tmp_path / "in.pt", tmp_path / "out.pt"],
         check=True,
-        env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )
     assert same_bits(torch.load(tmp_path / "out.pt"), history[2:])

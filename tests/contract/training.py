@@ -10,6 +10,7 @@ import torch
 
 import flatter
 from contract.registry import EPOCHS, METHODS, OPTIMIZERS, SHAPES, STEPS_PER_EPOCH
+from devices import DEVICE
 
 
 def wave(shape, phase=0.0, dtype=torch.float32):
@@ -19,7 +20,7 @@ def wave(shape, phase=0.0, dtype=torch.float32):
 
 
 def make_parameters(shapes=SHAPES, dtype=torch.float32):
-    return [torch.nn.Parameter(wave(shape, phase, dtype)) for phase, shape in enumerate(shapes)]
+    return [torch.nn.Parameter(wave(shape, phase, dtype).to(DEVICE)) for phase, shape in enumerate(shapes)]
 
 
 def make_optimizer(name):
@@ -113,7 +114,8 @@ def restore(optimizer, saved):
 
 def global_random_states():
     kind, keys, *rest = np.random.get_state()
-    return [torch.get_rng_state(), kind, keys.tolist(), rest, random.getstate()]
+    on_device = torch.cuda.get_rng_state_all() if DEVICE.type == "cuda" else []
+    return [torch.get_rng_state(), on_device, kind, keys.tolist(), rest, random.getstate()]
 
 
 @contextmanager

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import executor_jobs as jobs
 import psutil
 import pytest
 import torch
 
+import executor_jobs as jobs
 from flatter.study.executors import ExecutorError, LocalExecutor, Lost, ProcessExecutor
 from flatter.study.executors.messages import WorkerTraceback
 from flatter.study.executors.processes import visible_cores

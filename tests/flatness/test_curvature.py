@@ -317,3 +317,59 @@ def test_a_model_that_returns_its_loss():
     found = flatness.top_eigenvalues(model, loss, {"input_ids": ids, "labels": ids}, 2)
     assert found.converged
     assert sum(p.numel() for p in model.parameters()) == 88 + 8 * 24 + 24 + 9  # tied weights once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_hessian_of_zeros_at_every_size_and_seed(k, dtype):
+    """The vector of a new search must not be the first start, of which nothing is left outside of its own search."""
+    for size in range(k, 40):
+        model = nn.Linear(size, 1, bias=False, dtype=dtype)
+        data = (torch.ones(4, size, dtype=dtype), torch.zeros(4, 1, dtype=dtype))
+        found = flatness.top_eigenvalues(model, lambda o, t: o.mean(), data, k, seed=size % 3)
+        assert found.converged and found.values == found.residuals == (0.0,) * k
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+def test_eigenvalues_of_a_regression_with_several_outputs_are_repeated(k):
+    """The Hessian is block diagonal, with the inputs' covariance once for every output."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 12).double() * torch.linspace(1, 3, 12)
+    model = nn.Linear(12, 4, bias=False).double()
+    exact = torch.linalg.eigvalsh(2 * x.T @ x / 200 / 4).flip(0).repeat_interleave(4)[:k]
+    found = flatness.top_eigenvalues(model, nn.MSELoss(), (x, torch.randn(200, 4).double()), k)
+    assert found.converged
+    np.testing.assert_allclose(found.values, exact, rtol=1e-3)
+
+
+def test_residuals_are_those_of_the_products_also_in_float32():
+    """Far below the largest eigenvalue the recurrence's residual is smaller than the product's own error."""
+    torch.manual_seed(0)
+    values = torch.cat([torch.tensor([1e4, 1.0]), torch.linspace(0, 0.5, 48)])
+    rotation = torch.linalg.qr(torch.randn(50, 50))[0]
+    model = nn.Linear(50, 1, bias=False)
+    x = (values.sqrt()[:, None] * rotation.T) * 50**0.5 / 2**0.5
+    data = (x, torch.zeros(50, 1))
+    found = flatness.top_eigenvalues(model, nn.MSELoss(), data, 2, vectors=True, tol=1e-9)
+    vectors = found.vectors.double()
+    true = (
+        flatness.hvp(model, nn.MSELoss(), data, found.vectors).double() - torch.tensor(found.values)[:, None] * vectors
+    )
+    assert found.residuals == pytest.approx(true.norm(dim=1).tolist(), rel=0.5)
+    assert found.residuals[1] > 1e-6
+
+
+def test_a_search_for_further_copies_that_is_cut_short_has_not_converged():
+    torch.manual_seed(0)
+    x = torch.randn(200, 30).double() * torch.linspace(1, 3, 30)
+    model, data = nn.Linear(30, 4, bias=False).double(), (x, torch.randn(200, 4).double())
+    enough = flatness.top_eigenvalues(model, nn.MSELoss(), data, 2, max_iter=500)
+    assert enough.converged
+    short = flatness.top_eigenvalues(model, nn.MSELoss(), data, 2, max_iter=enough.products - 3)
+    assert not short.converged and short.products <= enough.products - 3
+
+
+def test_a_trace_says_first_whether_it_converged():
+    model, x, y = classifier()
+    assert repr(flatness.trace(model, CE, (x, y), tol=1e-6, max_probes=20)).endswith("converged=False)")
+    assert "samples" not in repr(flatness.trace(model, CE, (x, y), max_probes=20))

@@ -89,3 +89,24 @@ def test_nothing_to_draw(axes, losses, message):
     surface = LossSurface((0.0, 1.0), (0.0, 1.0)[: len(losses)], (LossGrid("m", "d", 0.0, losses),))
     with pytest.raises(FlatnessError, match=message):
         plot_loss_surface(axes, surface)
+
+
+def test_two_calls_on_one_axes_have_different_colours(axes):
+    one = LossCurves((0.0, 1.0), (LossCurve("model", "data", 1.0, ((1.0, 2.0),)),))
+    plot_loss_curves(axes, one, label="first")
+    plot_loss_curves(axes, CURVES)
+    plot_loss_curves(axes, one)
+    handles, labels = axes.get_legend_handles_labels()
+    assert labels == ["first", "a, train", "a, test", "b, train", "model"]
+    first, a, same, b, last = (handle.get_color() for handle in handles)
+    assert a == same and len({first, a, b, last}) == 4
+
+
+def test_the_ends_of_paths_of_their_own_have_their_models_colours(axes):
+    rows = ((1.0, 2.0),)
+    curves = (LossCurve("a", "data", 1.0, rows), LossCurve("b", "data", 1.0, rows))
+    plot_loss_curves(axes, LossCurves((0.0, 1.0), curves, ends={"a": 0.5, "b": 1.5}), label="run")
+    bold, ends = axes.lines[:2], axes.lines[2:]
+    assert [line.get_label() for line in bold] == ["run, a", "run, b"]
+    assert [line.get_xdata()[0] for line in ends] == [0.5, 1.5]
+    assert [line.get_color() for line in ends] == [line.get_color() for line in bold]

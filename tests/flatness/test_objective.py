@@ -239,12 +239,12 @@ class Noisy:
 BAD = {
     "empty list": (nn.Linear(4, 1), MSE, [], "the data are empty"),
     "empty loader": (nn.Linear(4, 1), MSE, DataLoader(TensorDataset(torch.ones(0, 4))), "the data are empty"),
-    "no samples": (nn.Linear(4, 1), MSE, [(torch.ones(0, 4), torch.ones(0, 1))], "batch 0 has no samples"),
+    "no samples": (nn.Linear(4, 1), MSE, [(torch.ones(0, 4), torch.ones(0, 1))], "batch 0: it has no samples"),
     "generator": (nn.Linear(4, 1), MSE, (pair for pair in [GOOD]), "empty at the second pass"),
-    "one-shot": (nn.Linear(4, 1), MSE, OneShot(), "10 samples at the first pass and 0 at a later one"),
+    "one-shot": (nn.Linear(4, 1), MSE, OneShot(), "the data change: the first pass had 2 batches, a later one has 0"),
     "no data": (nn.Linear(4, 1), MSE, 7, "must be a loader, a list of batches or one batch; got a int"),
     "broken data": (nn.Linear(4, 1), MSE, Broken(), "the data failed at batch 1: OSError: disk on fire"),
-    "noisy data": (nn.Linear(4, 1), MSE, Noisy(), "the loss at the same weights was"),
+    "noisy data": (nn.Linear(4, 1), MSE, Noisy(), "the data change: batch 0 is another one than at the first pass"),
     "not a pair": (nn.Linear(4, 1), MSE, [torch.ones(5, 4)], "a batch must be a pair"),
     "a dict": (nn.Linear(4, 1), MSE, [{"x": GOOD[0]}], r"got a dict: for other batches give loss=BatchLoss"),
     "not countable": (

@@ -434,3 +434,50 @@ def test_bad_directions(directions, message):
 def test_a_loss_that_is_not_finite_at_the_models_own_weights_is_an_error(value):
     with pytest.raises(FlatnessError, match=rf"the loss of batch 1 is {value} at the model's own weights"):
         flatness.weight_path(Quadratic(), LOSS, [(ONE,), (ONE * value,)], GOOD)
+
+
+# A path for each model.
+
+
+def test_each_model_moves_towards_its_own_weights():
+    a, b = Quadratic(1), Quadratic(2)
+    ends = {"b": moved(b, offset(5)), "a": moved(a, offset(4))}
+    paths = flatness.weight_path({"a": a, "b": b}, LOSS, {"train": TRAIN, "test": TEST}, ends)
+    assert paths.end is None and list(paths.ends) == ["a", "b"]
+    for name, model in (("a", a), ("b", b)):
+        for data, batches in (("train", TRAIN), ("test", TEST)):
+            alone = flatness.weight_path(model, LOSS, batches, ends[name], distances=paths.distances)
+            assert paths.curve(name, data).losses == alone.curve().losses
+        assert paths.ends[name] == alone.end
+    assert paths.distances[-1] == max(paths.ends.values())
+    slopes = flatness.average_slope({"a": a, "b": b}, LOSS, TRAIN, 9.0, towards=ends)
+    alone = flatness.average_slope(b, LOSS, TRAIN, 9.0, towards=ends["b"])
+    assert slopes.entry("b").distances == pytest.approx(alone.entry().distances, rel=2e-3)
+
+
+def test_paths_of_their_own_may_be_of_different_models_and_have_an_origin():
+    a, b = Quadratic(), nn.Linear(2, 2).double()
+    loss = BatchLoss(lambda model, batch: sum(p.square().sum() for p in model.parameters()), lambda batch: 1)
+    ends = {"a": torch.zeros(8), "b": [torch.zeros(2, 2), torch.zeros(2)]}
+    paths = flatness.weight_path({"a": a, "b": b}, loss, [ONE], ends, distances=[1])
+    for name, model in (("a", a), ("b", b)):
+        norm = torch.cat([p.flatten() for p in model.parameters()]).norm().item()
+        assert paths.curve(name).losses == (approx([(norm - 1) ** 2]),)
+    origin = {"a": torch.ones(8)}
+    path = flatness.weight_path({"a": a}, LOSS, TRAIN, torch.full((8,), 3.0), origin=origin)
+    assert path.ends == {"a": approx(2 * 8**0.5)}
+
+
+@pytest.mark.parametrize(
+    ("towards", "message"),
+    [
+        ({"a": GOOD}, r"towards has weights for \['a'\], but none for model 'b'"),
+        ({"a": GOOD, "b": GOOD, "c": GOOD}, r"towards has weights for 'c', but the models are \['a', 'b'\]"),
+        ({"a": GOOD, "b": torch.ones(7)}, "towards of model 'b': a vector of all parameters"),
+        ({"x": GOOD, "y": GOOD}, r"towards has no 'matrix', a parameter of the model, but \['x', 'y'\]"),
+        ({"a": GOOD, "b": Quadratic(2).state_dict()}, "the two ends of the path of model 'b' is 0"),
+    ],
+)
+def test_bad_ends_by_name(towards, message):
+    with pytest.raises(FlatnessError, match=message):
+        flatness.weight_path({"a": Quadratic(5), "b": Quadratic(2)}, LOSS, TRAIN, towards)

@@ -2,12 +2,13 @@
 
 import csv
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flatter import leap, lr_dropout
-from flatter.replication import LedgerError, build_ledger, ledger_markdown, write_ledger_csv
+from flatter.replication import LedgerError, build_ledger, ledger_markdown, load_study, write_ledger_csv
 from flatter.study.analysis import analyse
 from flatter.study.arms import Arm, with_controls
 from flatter.study.comparison import Subject
@@ -59,7 +60,7 @@ def test_a_reproduced_claim():
     assert found.expected == pytest.approx(-25.0 * 2.78 / 25.38)
     assert found.p < 0.05
     assert found.credit == "noise"  # LEAP's mean factor is 1: vanilla is its control
-    assert found.seeds_needed is None
+    assert found.seeds_range is None
     assert "leap changes vanilla's 25.00 % by −2.50 [−" in found.explanation
     assert "the paper's relative gain of 11.0 % would be −2.74. The direction is shown (p = 0.002)" in found.explanation
 
@@ -82,8 +83,10 @@ def test_a_refuted_claim():
 def test_an_open_claim():
     found = entry({"vanilla": 25.0, "leap": 23.5}, spread=15.0)
     assert found.verdict == "inconclusive"
-    assert found.seeds_needed > 10
-    assert f"about {found.seeds_needed} seeds would settle it" in found.explanation
+    fewest, most = found.seeds_range
+    assert fewest > 10
+    assert most is None
+    assert f"it takes at least {fewest} seeds to settle it, and may take far more" in found.explanation
 
 
 def test_another_baseline_comes_first_and_hides_nothing():
@@ -227,3 +230,41 @@ def test_a_study_without_papers_has_an_empty_ledger():
     ledger = build_ledger(spec, {"digits-mlp": comparison({"vanilla": 2.0, "leap": 2.0})})
     assert ledger.entries == ()
     assert ledger_markdown(ledger).startswith("This study replicates no claim.")
+
+
+# The ledger in the documentation.
+
+DATA = Path(__file__).parents[2] / "docs" / "replication_data"
+
+
+def final_runs(path):
+    """The trials on the test set that a study exported: by cell, arm and seed, with their final metrics."""
+    cells = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["metric"] == "test_error":
+                final = {name[6:]: float(value) for name, value in row.items() if name.startswith("final.") and value}
+                record = Record(row["key"], row["task"], row["arm"], int(row["seed"]), row["status"], (final,))
+                cells.setdefault(row["task"], {}).setdefault(row["arm"], {})[record.seed] = record
+    return cells
+
+
+def judged_again(found):
+    """A cell compared from its exported trials."""
+    arms = [Arm("vanilla")]
+    for name in found:
+        if name != "vanilla" and not name.endswith(" (control)"):
+            control = f"{name} (control)"
+            arms.append(Arm(name, control=control if control in found else "vanilla"))
+            arms += [Arm(control, is_control=True)] if control in found else []
+    seeds = sorted(found["vanilla"])
+    records = [found[arm.name][seed] for arm in arms for seed in seeds]
+    return analyse(Subject("cell", "test_error", "%", "lower", {}), records, arms, seeds)
+
+
+@pytest.mark.parametrize("name", ["leap-table-2", "leap-table-3"])
+def test_the_published_ledger_is_what_the_rules_say_of_the_published_trials(name, tmp_path):
+    compared = {cell: judged_again(found) for cell, found in final_runs(DATA / f"{name}-trials.csv").items()}
+    published = load_study(name).with_cells(list(compared))
+    write_ledger_csv(build_ledger(published, compared), tmp_path / "ledger.csv")
+    assert (tmp_path / "ledger.csv").read_text() == (DATA / f"{name}-ledger.csv").read_text()

@@ -23,7 +23,7 @@ def test_no_effect_is_rarely_reproduced(spread, arms):
 def test_a_claim_that_is_true_is_rarely_refuted(spread):
     shares = simulation.outcomes(np.random.default_rng(2), CLAIMS, 10, gain=simulation.GAIN, spread=spread)
     assert shares["not reproduced"] <= AT_MOST
-    assert shares["reproduced"] > 0.55
+    assert shares["reproduced"] > 0.45
 
 
 def test_a_loss_is_never_a_gain():

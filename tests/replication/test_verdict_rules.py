@@ -17,7 +17,7 @@ from flatter.replication.rules import (
     judge_claim,
     seeds_to_settle,
 )
-from flatter.stats import judge
+from flatter.stats import judge, seeds_range
 
 # 10 % down from 20: the gain is 2 points.
 CLAIM = Claim(
@@ -108,19 +108,19 @@ def test_falls_short_only_on_the_side_of_no_effect():
 
 
 def test_seeds_to_settle():
-    """With so many seeds of the same mean and spread the claim is settled; the smaller number of the two counts."""
+    """The range of the smaller of two numbers: to show our difference, and to tell it from the claimed one."""
     near = judged(-1.4, 2.5)  # near the claim: to be shown
     assert judge_claim(CLAIM, VANILLA, near) == "inconclusive"
-    assert seeds_to_settle(CLAIM, VANILLA, near) == near.seeds_needed > near.n
+    assert seeds_to_settle(CLAIM, VANILLA, near)[0] == near.seeds_range[0] > near.n
     far = judged(-0.2, 2.5)  # far from it: to be told from the claim
     assert judge_claim(CLAIM, VANILLA, far) == "inconclusive"
-    needed = seeds_to_settle(CLAIM, VANILLA, far)
-    assert far.n < needed < far.seeds_needed
-    assert judge_claim(CLAIM, VANILLA, judged(-0.2, 2.5, needed)) == "not reproduced"
+    from_claim = seeds_range([difference + 1.5 for difference in far.differences], level=0.05)
+    assert seeds_to_settle(CLAIM, VANILLA, far) == (min(far.seeds_range[0], from_claim[0]), from_claim[1])
     wrong = judged(0.2, 2.5)  # the wrong direction: showing our difference would not settle it sooner
-    assert seeds_to_settle(CLAIM, VANILLA, wrong) < wrong.seeds_needed
+    from_claim = seeds_range([difference + 1.5 for difference in wrong.differences], level=0.05)
+    assert seeds_to_settle(CLAIM, VANILLA, wrong) == from_claim
     beyond = judged(-2.0, 5.0)  # larger than claimed: it can only be shown
-    assert seeds_to_settle(CLAIM, VANILLA, beyond) == beyond.seeds_needed
+    assert seeds_to_settle(CLAIM, VANILLA, beyond) == beyond.seeds_range
 
 
 @pytest.mark.parametrize(

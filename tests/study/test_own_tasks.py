@@ -26,11 +26,16 @@ class Data:
 def load(data_dir):
     return Data(1.0)
 
+SLOPE = 1.0
+
+def gradient(weight, data):
+    return SLOPE * (weight.detach() - data.target)
+
 def train(trial, settings, data):
     weight = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=settings.learning_rate)
     scheduler = trial.attach(optimizer, steps_per_epoch=1, epochs=1)
-    weight.grad = weight.detach() - data.target
+    weight.grad = gradient(weight, data)
     optimizer.step()
     scheduler.step()
     trial.report(val_error=weight.item(), test_error=weight.item())
@@ -54,10 +59,8 @@ def flatter_command(folder, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "edit", [("weight.detach() - data", "2 * weight.detach() - 3 * data"), ("Data(1.0)", "Data(7.0)")]
-)
-def test_an_edit_of_the_training_or_the_data_runs_all_anew(folder, edit):
+@pytest.mark.parametrize("edit", [("SLOPE = 1.0", "SLOPE = 2.0"), ("Data(1.0)", "Data(7.0)")])
+def test_an_edit_of_what_the_training_or_the_data_name_runs_all_anew(folder, edit):
     """In `flatter run` and in `flatter compare`; the second process has the edited source."""
     (folder / "edited.py").write_text(TASK)
     (folder / "s.toml").write_text(STUDY.format(module="edited"))
@@ -154,6 +157,63 @@ def test_leaving_the_program_is_a_trials_outcome(folder):
     assert {record.error for record in cell.comparison.records} == {"SystemExit: 3"}
 
 
+def test_a_training_may_change_its_globals(folder):
+    """As a cache does: it is the same task in the next trial, and is looked at anew in the next study."""
+    text = TASK.replace("SLOPE = 1.0", "SLOPE = 1.0\nSEEN = []").replace(
+        "    weight.grad =", "    SEEN.append(1); weight.grad ="
+    )
+    (folder / "caching.py").write_text(text)
+    study = parse_study(STUDY.format(module="caching"), name="s", source="s.toml")
+    keys = []
+    for _ in range(2):
+        (cell,) = flatter.run_study(study, quiet=True).cells
+        keys.append({record.key for record in cell.comparison.records})
+    assert not keys[0] & keys[1]
+
+
+SETTINGS = """
+import enum, pathlib
+import numpy as np
+from pydantic import ConfigDict
+
+class Kind(enum.Enum):
+    A = "a"
+    B = "b"
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 3
+    path: pathlib.Path = pathlib.Path("x")
+
+class Mine(flatter.Settings):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    kind: Kind = Kind.A
+    folder: pathlib.Path = pathlib.Path("data")
+    inner: Inner = Inner()
+    dtype: torch.dtype = torch.float64
+    on: torch.device = torch.device("cpu")
+    scale: np.float32 = np.float32(0.5)
+"""
+
+
+def test_settings_may_be_enums_paths_dataclasses_and_what_torch_has(folder):
+    """They come back as they were where the trial runs, those that the study changes too."""
+    text = SETTINGS + "".join(TASK.partition("import dataclasses, torch, flatter")[2]).replace(
+        "flatter.Settings(", "Mine("
+    )
+    check = "    assert (type(settings.inner), settings.dtype, settings.scale) == (Inner, torch.float64, 0.5)\n"
+    check += "    assert settings.on == torch.device('cpu')\n"
+    check += "    assert (settings.kind, settings.folder) == (Kind.B, pathlib.Path('elsewhere'))\n"
+    text = "import dataclasses, torch, flatter\n" + text.replace("    weight = torch", check + "    weight = torch", 1)
+    (folder / "typed.py").write_text(text)
+    changed = STUDY.format(module="typed") + '[settings]\nkind = "b"\nfolder = "elsewhere"\n'
+    (cell,) = flatter.run_study(parse_study(changed, name="s", source="s.toml"), quiet=True).cells
+    assert cell.comparison.arms[0].n == 2
+    shown = cell.comparison.settings
+    assert (shown["kind"], shown["folder"], shown["on"], shown["dtype"]) == ("b", "elsewhere", "cpu", "torch.float64")
+    assert (shown["inner"], shown["scale"]) == ({"width": 3, "path": "x"}, 0.5)
+
+
 def test_settings_that_are_no_plain_data_are_refused():
     from flatter.study.subjects import subject_of
 
@@ -164,3 +224,51 @@ def test_settings_that_are_no_plain_data_are_refused():
     task = flatter.Task("odd", "", odd, lambda folder: None, lambda *given: None)
     with pytest.raises(SettingsError, match="settings of odd must be plain data"):
         subject_of(task, odd)
+
+
+MARK = "\nimport pathlib; pathlib.Path('imported').write_text('yes')\n"
+
+
+def test_commands_that_read_import_nothing(folder):
+    """What they need is in the store; nothing of the user's is run, and what settings became is remembered."""
+    text = "import dataclasses, torch, flatter\n" + SETTINGS + TASK.partition("import dataclasses, torch, flatter")[2]
+    text = text.replace("flatter.Settings(", "Mine(")
+    (folder / "reading.py").write_text(text)
+    study = """
+task = "reading:OWN"
+[settings]
+folder = "./x/../y"
+kind = "b"
+[tuning]
+baseline.learning_rate = [1, 0.5]
+[[arms]]
+method = "vanilla"
+space.learning_rate = { times = [1, 2] }
+[[arms]]
+method = "leap"
+space.kind = ["a", "b"]
+[final]
+seeds = 2
+"""
+    (folder / "s.toml").write_text(study)
+    assert flatter_command(folder, "status", "s.toml")[0] == 0
+    assert flatter_command(folder, "report", "s.toml")[0] == 2
+    status, said = flatter_command(folder, "run", "s.toml", "--quiet")
+    assert status == 0, said
+    page = (folder / "runs" / "s" / "report.html").read_text()
+    cell = (folder / "runs" / "s" / "cells" / "reading-own.html").read_text()
+    (folder / "reading.py").write_text(text + MARK)
+    for command in (("status", "s.toml"), ("report", "s.toml"), ("export", "s.toml")):
+        status, said = flatter_command(folder, *command)
+        assert status == 0, said
+        if command[0] == "status":
+            assert "done" in said
+    assert not (folder / "imported").exists()
+    assert (folder / "runs" / "s" / "report.html").read_text() == page
+    assert (folder / "runs" / "s" / "cells" / "reading-own.html").read_text() == cell
+    assert len((folder / "runs" / "s" / "export" / "trials.csv").read_text().splitlines()) > 6
+    (folder / "s.toml").write_text(study.replace("space.kind", "space.kid"))
+    status, said = flatter_command(folder, "report", "s.toml")
+    assert (status, said.count("\n")) == (2, 1), said
+    assert "nothing to tune called 'kid': did you mean 'kind'" in said
+    assert not (folder / "imported").exists()

@@ -4,14 +4,16 @@ import math
 
 import pytest
 
+from flatter.report.tuning_rows import search_warnings
+from flatter.study.plan import plan_cell
 from flatter.study.search import best, search
 from studies import TUNED, study
 
 
-def play(space, tuning, trials, base, value):
+def play(space, tuning, trials, base, value, **options):
     """All rounds of a search that is told `value(configuration)`."""
     rounds = []
-    searching = search(space, tuning, trials, base, "lower")
+    searching = search(space, tuning, trials, base, "lower", **options)
     asked = next(searching)
     while True:
         rounds.append(asked)
@@ -92,3 +94,68 @@ def test_no_configuration_is_tried_twice(sampler):
     read = study(text)
     rounds = play(read.arms[1].space, read.tuning, 3, {}, lambda c: c["sigma"])
     assert sorted(c["sigma"] for asked in rounds for c in asked) == [0.01, 0.1, 0.5]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_every_search_draws_for_itself(sampler):
+    """One space, searched in other arms, cells or stages, and with another seed of the sampler."""
+    read = sampled(sampler, trials=5)
+    space, other_seed = read.arms[1].space, read.tuning.model_copy(update={"sampler_seed": 1})
+    found = [
+        play(space, tuning, 5, {}, bowl, stream=stream)
+        for tuning, stream in ((read.tuning, "a arm leap"), (read.tuning, "b arm leap"), (other_seed, "a arm leap"))
+    ]
+    first = {configuration["sigma"] for rounds in found for asked in rounds for configuration in asked}
+    assert len(first) == 3 * 5
+    plan = plan_cell(read, read.cells[0])
+    rounds = [next(plan)]
+    rounds.append(plan.send({spec.key: 1.0 for spec in rounds[0]}))
+    keeps = [spec.settings["learning_rate"] for spec in rounds[1] if spec.arm.name == "vanilla"]
+    shares = [
+        (spec.arm.perturbations[0].distribution.mean - 0.3) / 0.4 for spec in rounds[1] if "drop" in spec.arm.name
+    ]
+    rates = [(rate - 0.01) / 0.99 for rate in keeps]
+    assert len(rates) == len(shares) > 0
+    assert all(abs(rate - share) > 1e-9 for rate, share in zip(rates, shares, strict=True))
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_what_was_trained_before_does_not_count(sampler):
+    text = TUNED.replace("seeds = 2", f'sampler = "{sampler}"\ntrials = 3\nbaseline_trials = 2')
+    text = text.replace("[0.5, 0.1, 0.01]", "[0.5, 0.1, 0.05, 0.01, 0.005]").replace(
+        "[0.3, 0.5, 0.7]", "[0.2, 0.3, 0.5, 0.7]"
+    )
+    read = study(text.replace("[0.5, 1, 2]", "[0.5, 1, 2, 4]"))
+    known = {0.5, 0.1}
+    for trials, new in ((2, 2), (3, 3), (4, 3)):  # three are left: then it ends
+        rounds = play(
+            read.arms[1].space,
+            read.tuning,
+            trials,
+            {},
+            bowl,
+            is_known=lambda configuration: configuration["sigma"] in known,
+        )
+        tried = [configuration["sigma"] for asked in rounds for configuration in asked]
+        assert len(tried) == len(set(tried))
+        assert len(set(tried) - known) == new
+    # In a whole plan: the baseline tried 0.1 and 0.2, which are among vanilla's multiples of 0.1.
+    vanilla = next(tuned for tuned in plan_of(read).tuned if tuned.arm == "vanilla")
+    assert (len(vanilla.configurations), vanilla.known, vanilla.budget) == (4, 2, 3)
+    assert vanilla.choice["learning_rate"] == 0.05
+    assert search_warnings(vanilla, read.arms[0].space)[-2:] == [
+        "The baseline's search had trained 2 of the 4 configurations already: 2 are new.",
+        "The search trained 2 of 3 configurations, and its space has no others: its budget was smaller than planned.",
+    ]
+
+
+def plan_of(read):
+    """The played cell; a trial's value is its rate."""
+    plan, values = plan_cell(read, read.cells[0]), None
+    try:
+        asked = next(plan)
+        while True:
+            values = {spec.key: spec.settings["learning_rate"] for spec in asked}
+            asked = plan.send(values)
+    except StopIteration as end:
+        return end.value

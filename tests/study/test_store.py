@@ -6,9 +6,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 
+import flatter
 from flatter.study.records import Record
 from flatter.study.store import Store, StoreError
 
@@ -72,6 +76,94 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
         with pytest.raises(StoreError, match=r"cannot use .*: file is not a database"):
             Store(path, **options)
     assert path.read_bytes() == b"important notes" * 100
+
+
+@pytest.mark.filterwarnings("error::ResourceWarning")
+def test_a_store_that_does_not_open_leaves_nothing_open(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    path.write_bytes(b"important notes" * 100)
+    opened = []
+
+    def connect(*given, connect=sqlite3.connect, **options):
+        opened.append(connect(*given, **options))
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect)
+        for options in ({}, {"read_only": True}):
+            with pytest.raises(StoreError):
+                Store(path, **options)
+        path.unlink()
+        Store(path).close()
+        connection = opened.pop()
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 99")
+        connection.close()
+        with pytest.raises(StoreError):
+            Store(path)
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
+    assert len(opened) == 4
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """A folder that may be read and not written; root, who may write everywhere, is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+
+        def close():
+            for path in folder.iterdir():
+                path.unlink() if path.suffix == ".lock" else path.chmod(0o444)
+            folder.chmod(0o555)
+            if os.getuid() == 0:
+                os.seteuid(65534)
+
+        yield folder, close
+        if os.getuid() == 0:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_a_store_in_a_read_only_folder_can_be_read(read_only):
+    folder, close = read_only
+    path = folder / "trials.sqlite"
+    with Store(path) as store:
+        store.put(record("1"))
+        store.put(record("2"))
+    close()
+    with Store(path, read_only=True) as store:
+        assert [each.key for each in store.records()] == ["1", "2"]
+    with Store.open(path) as store:
+        assert [each.key for each in store.records()] == ["1", "2"]
+        with pytest.raises(StoreError, match=r"cannot use .*trials.sqlite as the store.*([Pp]ermission|[Rr]ead-only)"):
+            store.check_writable()
+
+
+def test_a_finished_comparison_in_a_read_only_folder_is_shown_again(read_only, capsys):
+    folder, close = read_only
+    first = flatter.compare(quick, ["leap"], 2, out=folder, quiet=True)
+    assert (folder / "report.html").is_file()
+    (folder / "report.html").unlink()
+    close()
+    again = flatter.compare(quick, ["leap"], 2, out=folder)
+    assert [arm.mean for arm in again.arms] == [arm.mean for arm in first.arms]
+    printed, said = capsys.readouterr()
+    assert "Does it help?" in printed
+    assert "4 of 4 trials reused" in said
+    assert "No report was written: cannot write" in said
+    with pytest.raises(StoreError, match="cannot use"):  # before a trial is run for nothing
+        flatter.compare(quick, ["leap"], 3, out=folder, quiet=True)
+
+
+def quick(trial):
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    trial.attach(optimizer, steps_per_epoch=1, epochs=1)
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    trial.report(test_error=weight.item() + trial.seed)
 
 
 def test_a_damaged_store_is_refused_where_it_is_damaged(tmp_path):

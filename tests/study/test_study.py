@@ -13,7 +13,7 @@ from flatter.study.executors import LocalExecutor, Lost
 from flatter.study.results import study_results, study_status
 from flatter.study.runner import TrialSpec, run_trial
 from flatter.study.spec import StudyError
-from flatter.study.store import Store, StoreError
+from flatter.study.store import SCHEMA, Store, StoreError
 from flatter.study.subjects import subject_of
 from flatter.study.tasks import get_task
 from flatter.study.work import Work
@@ -266,7 +266,7 @@ def test_a_store_of_an_older_schema_is_migrated(tmp_path, before, finished):
     assert columns.execute("SELECT count(*) FROM trials WHERE status = 'finished' AND task != ''").fetchone() == (
         len(records),
     )
-    assert columns.execute("PRAGMA user_version").fetchone() == (3,)
+    assert columns.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
     columns.close()
 
 

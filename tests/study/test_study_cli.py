@@ -32,7 +32,7 @@ def flatter(*arguments):
 def test_a_study_from_its_file_to_its_tables(folder):
     before = flatter("status", "mine.toml")
     assert before.exit_code == 0
-    assert "0 of 4" in before.stdout
+    assert "0 of 0" in before.stdout  # a task of the user's own is planned by `run` alone, which imports it
     done = flatter("run", "mine.toml")
     assert done.exit_code == 0, done.output
     assert "lr_dropout" in done.stdout

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from flatter.cli.program import INTERRUPTED, app, fail
+from flatter.cli.program import FAILED, INTERRUPTED, app, fail
+from flatter.report.terminal import terminal
 from flatter.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatter.study.data import DataError
 from flatter.study.flatness import FlatnessSettings
@@ -19,7 +19,7 @@ from flatter.study.store import StoreError
 from flatter.study.tasks import TASKS, SettingsError, UnknownTaskError
 from flatter.study.tasks.task import OptimizerName, ScheduleName
 from flatter.study.trial import TrialError
-from flatter.workflow import PAGE_NAME, CompareError, compare_task
+from flatter.workflow import PAGE_NAME, CompareError, all_failed, compare_task
 
 
 def _listed(names: Any) -> str:
@@ -33,7 +33,7 @@ def tasks() -> None:
     table = Table("task", "what it trains", "epochs", box=None)
     for task in TASKS.values():
         table.add_row(task.name, task.summary, str(task.settings.epochs))
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command()
@@ -43,7 +43,7 @@ def compare(
         str, typer.Option(help="Methods, with or without settings: 'leap(sigma=0.1),lr_dropout,random_lr(alpha=8)'.")
     ] = ",".join(DEFAULT_ARMS),
     seeds: Annotated[
-        int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 9 cannot reach a verdict.")
+        int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 8 cannot reach a verdict.")
     ] = 10,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of data files \\[default: FLATTER_DATA, else a download].")
@@ -90,7 +90,7 @@ def compare(
     measured = _flatness(flatness, max_batches, max_iter)
     folder = out if out is not None else Path("runs") / task
     try:
-        compare_task(
+        comparison = compare_task(
             task,
             arms=split_arms(arms),
             seeds=seeds,
@@ -120,6 +120,12 @@ def compare(
         raise
     except OSError as error:
         fail(f"cannot write {error.filename or folder / PAGE_NAME}: {error.strerror}. Finished trials are kept")
+    if all_failed(comparison):
+        fail(
+            "every arm failed, so nothing was compared: the report has the messages. Finished trials are kept in "
+            f"{folder}; --retry-failed runs the failed ones again",
+            FAILED,
+        )
 
 
 def _flatness(wanted: bool, max_batches: int | None, max_iter: int | None) -> FlatnessSettings | bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import signal
 import sys
@@ -9,6 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from flatter.report.terminal import PLAIN
 from flatter.version import __version__
 
 app = typer.Typer(
@@ -18,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -54,6 +58,10 @@ def _terminated(number: int, frame: object) -> NoReturn:
 def main() -> None:
     """Runs the command line; a polite kill ends it as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what was imported was interrupted otherwise
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not codecs.lookup(stream.encoding).name.startswith("utf"):
+            stream.reconfigure(errors=PLAIN)
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Abort:

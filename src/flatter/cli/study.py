@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from flatter.cli.program import INTERRUPTED, app, fail
 from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, study_text
+from flatter.report.terminal import terminal
 from flatter.study.arms import ArmError
 from flatter.study.data import DataError
 from flatter.study.executors import ExecutorError
@@ -113,7 +113,7 @@ def reproduce(
             table = Table("study", "what it repeats", "runs on", box=None)
             for info in list_studies():
                 table.add_row(info.name, info.summary, "a GPU" if info.on_gpu else "a CPU")
-            Console().print(table)
+            terminal().print(table)
         elif show:
             typer.echo(study_text(name), nl=False)
         else:
@@ -124,14 +124,14 @@ def reproduce(
 def status(study: Study, cell: Cells = None, out: Out = None) -> None:
     """Say how far a study is."""
     with _errors():
-        show_status(status_of(find_study(study, cell or ()), out=out))
+        show_status(status_of(find_study(study, cell or (), to_run=False), out=out))
 
 
 @app.command()
 def report(study: Study, cell: Cells = None, out: Out = None, quiet: Quiet = False) -> None:
     """Write the report of what a study has come to so far; runs nothing."""
     with _errors():
-        report_study(find_study(study, cell or ()), out=out, quiet=quiet)
+        report_study(find_study(study, cell or (), to_run=False), out=out, quiet=quiet)
 
 
 @app.command()
@@ -143,7 +143,7 @@ def export(
 ) -> None:
     """Write every trial and every epoch of a study as tables."""
     with _errors():
-        chosen = find_study(study)
+        chosen = find_study(study, to_run=False)
         folder = folder_of(chosen, out) / "export" if to is None else to
         for path in export_study(chosen, folder, form.value, out=out):
             typer.echo(path)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from flatter.flatness.batches import Replay
 from flatter.flatness.errors import FlatnessError
 from flatter.flatness.guard import Mode, untouched
-from flatter.flatness.objective import Loss, Objective, measuring
+from flatter.flatness.objective import Loss, Objective, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
 Progress: TypeAlias = Callable[[int, int], None]
@@ -26,6 +27,7 @@ class Comparison:
         models: by name; a single one is called ``"model"``.
         data: data sets by name; a single one is called ``"data"``.
         loss, max_batches, mode, dtype: as for :func:`flatter.flatness.measuring`.
+        replays: by data set, what its batches were at the first pass: all models must see the same.
     """
 
     models: dict[str, nn.Module]
@@ -34,6 +36,7 @@ class Comparison:
     max_batches: int | None
     mode: Mode
     dtype: torch.dtype | None
+    replays: dict[str, Replay] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -64,6 +67,10 @@ class Comparison:
                 raise FlatnessError(f"no {kind} was given: the mapping is empty")
         return cls(models, sets, loss, max_batches, mode, dtype)
 
+    def alone(self, name: str) -> Comparison:
+        """The same with one of the models."""
+        return replace(self, models={name: self.models[name]})
+
     @property
     def first(self) -> nn.Module:
         """The first model: directions that all share are made from its weights."""
@@ -83,13 +90,14 @@ class Comparison:
             loss: in place of :attr:`loss`, which is lent all the same.
         """
         try:
-            with measuring(
+            with measuring_again(
                 self.models[model],
                 self.loss if loss is None else loss,
                 self.data[data],
                 max_batches=self.max_batches,
                 mode=self.mode,
                 dtype=self.dtype,
+                replay=self.replays.setdefault(data, Replay()),
             ) as objective:
                 if loss is not None and isinstance(self.loss, nn.Module):
                     with untouched(self.loss, mode=self.mode, dtype=self.dtype):
@@ -108,9 +116,9 @@ class Comparison:
             FlatnessError: the parameters that require a gradient differ in name or shape.
         """
         first_name, *others = self.models
-        first = _shapes(self.models[first_name])
+        first = parameter_shapes(self.models[first_name])
         for name in others:
-            shapes = _shapes(self.models[name])
+            shapes = parameter_shapes(self.models[name])
             if shapes == first:
                 continue
             differing = next(key for key in {**first, **shapes} if first.get(key) != shapes.get(key))
@@ -134,7 +142,12 @@ def counter(progress: Progress | None, most: int) -> Callable[[], None]:
     return step
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters that require a gradient, by name.
+
+    Raises:
+        FlatnessError: not a module.
+    """
     if not isinstance(model, nn.Module):
         raise FlatnessError(f"a model must be a torch.nn.Module; got a {type(model).__name__}")
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}

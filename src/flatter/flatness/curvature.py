@@ -37,8 +37,10 @@ class Eigenvalues:
 
     Attributes:
         values: in descending order, of the value or of the magnitude, as asked for.
-        residuals: ``‖H v − value · v‖`` of each: there is a true eigenvalue no farther away than this (up to rounding).
-        converged: whether every residual is at most ``tol · |value|``. If not, give more ``max_iter``.
+        residuals: ``‖H v − value · v‖`` of each, from a product of its own: there is a true eigenvalue no farther away
+            than this, up to the error of the product. NaN where ``max_iter`` left no product for it.
+        converged: whether every residual is at most ``tol · |value|``, or down at rounding, and for k > 1, whether a
+            second search found no further copy of an eigenvalue. If not, give more ``max_iter``.
         products: how many Hessian-vector products it took.
         vectors: the eigenvectors, orthonormal rows, shape ``(k, size)``; ``None`` if not asked for.
     """
@@ -113,15 +115,16 @@ def top_eigenvalues(
 ) -> Eigenvalues:
     """The ``k`` largest eigenvalues of the Hessian, by Lanczos' method.
 
-    An eigenvalue that occurs several times may be returned only once. In float32, products have an error of some 1e-6
-    of the largest magnitude: for eigenvalues much smaller than that, ask for ``dtype=torch.float64``.
+    An eigenvalue that occurs several times is returned as often, if the search converged. In float32, products have an
+    error of some 1e-6 of the largest magnitude: for eigenvalues much smaller than that, ask for
+    ``dtype=torch.float64``.
 
     Args:
         k: how many. Default: 1.
         by: ``"value"`` (the default): the most positive ones; ``"magnitude"``: negative ones count by their size.
         tol: stop when the residual of each is at most ``tol`` times its magnitude, or down at rounding. Default: 1e-3;
             the error is mostly far below.
-        max_iter: make at most so many Hessian-vector products. Default: 200.
+        max_iter: make at most so many Hessian-vector products, of which the residuals take k. Default: 200.
         seed: of the vector to start from.
         vectors: whether to return the eigenvectors. Default: ``False``.
         basis_size: how many vectors of the model's size to keep in memory; default: the larger of 20 and ``2 k + 10``.
@@ -136,7 +139,8 @@ def top_eigenvalues(
         if k > objective.size:
             raise FlatnessError(f"k is {k}, but the Hessian has only {objective.size} eigenvalues")
         # Drawn on the CPU: the same for every device.
-        start = torch.randn(objective.size, generator=torch.Generator().manual_seed(seed), dtype=objective.dtype)
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(objective.size, generator=generator, dtype=objective.dtype, device="cpu")
         pairs = lanczos(
             _counted(objective, max_iter, progress),
             start.to(objective.device),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from flatter.flatness.errors import FlatnessError
@@ -39,11 +39,13 @@ class LossCurves:
         distances: where along each line, in the units that the function which measured them says.
         curves: one for every model with every data set.
         end: for a path between two points, the distance of the other point; else ``None``.
+        ends: the same by the models' names, where each has a path of its own; else empty.
     """
 
     distances: tuple[float, ...]
     curves: tuple[LossCurve, ...]
     end: float | None = None
+    ends: Mapping[str, float] = field(default_factory=dict)
 
     def curve(self, model: str | None = None, data: str | None = None) -> LossCurve:
         """The curve of one model over one data set; what there is only one of need not be named.

@@ -48,7 +48,8 @@ def random_directions(count: int, seed: int, normalize: Normalization, names: fr
     def directions(objective: Objective) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         for _ in range(count):
-            direction = torch.randn(objective.size, generator=generator).to(objective.device, objective.dtype)
+            draws = torch.randn(objective.size, generator=generator, dtype=torch.float32, device="cpu")
+            direction = draws.to(objective.device, objective.dtype)
             for name, part in objective.split(direction).items():
                 if name not in names:
                     part.zero_()

@@ -55,9 +55,15 @@ def simulate_escape(
     beyond = well.joints[1]
     if not -math.inf < begin < beyond:
         raise ValueError(f"start must be finite and left of the right joint at {beyond:.4g}, got {begin!r}")
-    escaped_at = torch.full((replicas,), -1, dtype=torch.int64)
+    escaped_at = torch.full((replicas,), -1, dtype=torch.int64, device="cpu")
     positions = _run(
-        well, lr, batch_size, perturbation, updates, seed, torch.full((replicas,), begin, dtype=torch.float64)
+        well,
+        lr,
+        batch_size,
+        perturbation,
+        updates,
+        seed,
+        torch.full((replicas,), begin, dtype=torch.float64, device="cpu"),
     )
     for update, x in enumerate(positions, start=1):
         escaped_at[(x >= beyond) & (escaped_at < 0)] = update
@@ -104,8 +110,8 @@ def simulate_occupancy(
     _check(lr, batch_size=batch_size, replicas=replicas, updates=updates)
     if replicas < 2:
         raise ValueError(f"simulate_occupancy needs at least two replicas for an interval, got {replicas!r}")
-    begin = torch.tensor(well.minima, dtype=torch.float64).repeat(replicas)[:replicas]
-    counted = torch.zeros(replicas, dtype=torch.int64)
+    begin = torch.tensor(well.minima, dtype=torch.float64, device="cpu").repeat(replicas)[:replicas]
+    counted = torch.zeros(replicas, dtype=torch.int64, device="cpu")
     for update, x in enumerate(_run(well, lr, batch_size, perturbation, updates, seed, begin)):
         if update >= updates // 2:
             counted += x > 0
@@ -155,7 +161,7 @@ def _run(
         position = x.detach()
         gradient = well.gradient(position)
         if batch_size is not None:
-            batch = torch.randint(_SAMPLES, (batch_size, len(x)), generator=generator)
+            batch = torch.randint(_SAMPLES, (batch_size, len(x)), generator=generator, device="cpu")
             gradient += well.sample_noise(position) * slopes[batch].mean(0)
         x.grad = gradient
         optimizer.step()
@@ -172,6 +178,6 @@ def _check(lr: float, **counts: int | None) -> None:
 
 def _samples() -> Tensor:
     """The z of the samples: quantiles of a normal distribution, with mean 0 and variance 1."""
-    z = torch.special.ndtri((torch.arange(_SAMPLES, dtype=torch.float64) + 0.5) / _SAMPLES)
+    z = torch.special.ndtri((torch.arange(_SAMPLES, dtype=torch.float64, device="cpu") + 0.5) / _SAMPLES)
     standard: Tensor = z / z.std(correction=0)
     return standard

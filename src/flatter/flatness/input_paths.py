@@ -164,8 +164,8 @@ class _Neighbours:
         """From each input to one of its neighbours, drawn now."""
         drawn = []
         for indices in self._found:
-            columns = torch.randint(0, self._count, (len(indices), 1), generator=generator).to(indices.device)
-            drawn.append(indices.gather(1, columns).flatten())
+            columns = torch.randint(0, self._count, (len(indices), 1), generator=generator, device="cpu")
+            drawn.append(indices.gather(1, columns.to(indices.device)).flatten())
         return lambda number, inputs: self._candidates[drawn[number]].to(inputs) - inputs
 
 
@@ -174,16 +174,18 @@ def _inputs(validation: Any, compared: Comparison) -> torch.Tensor:
     random = RandomState.capture((), validation)
     parts: list[torch.Tensor] = []
     try:
-        for number, batch in Batches.of(validation, compared.max_batches, torch.device("cpu"), compared.dtype, random):
-            try:
-                parts.append(first_tensor(batch).detach())
-            except FlatnessError as error:
-                raise FlatnessError(f"validation batch {number}: {error}") from None
-            if parts[-1].shape[1:] != parts[0].shape[1:]:
-                raise FlatnessError(
-                    f"validation batch {number}: samples have shape {tuple(parts[-1].shape[1:])} after "
-                    f"{tuple(parts[0].shape[1:])}"
-                )
+        with torch.inference_mode(False):
+            batches = Batches.of(validation, compared.max_batches, torch.device("cpu"), compared.dtype, random)
+            for number, batch in batches:
+                try:
+                    parts.append(first_tensor(batch).detach())
+                except FlatnessError as error:
+                    raise FlatnessError(f"validation batch {number}: {error}") from None
+                if parts[-1].shape[1:] != parts[0].shape[1:]:
+                    raise FlatnessError(
+                        f"validation batch {number}: samples have shape {tuple(parts[-1].shape[1:])} after "
+                        f"{tuple(parts[0].shape[1:])}"
+                    )
     finally:
         random.restore()
     if not parts:

@@ -84,8 +84,8 @@ class ShiftedInputs:
             rows.append(tuple(row))
         return tuple(rows)
 
-    def count(self, batch: Batch) -> int:
-        """The batch's number of samples. Called once per batch, before :meth:`function`."""
+    def count(self, batch: Batch) -> float:
+        """What the batch counts. Called once per batch, before :meth:`function`."""
         inputs = first_tensor(batch)
         if self.shape is not None and inputs.shape[1:] != self.shape:
             raise FlatnessError(
@@ -149,6 +149,6 @@ def _with_first(batch: Batch, inputs: torch.Tensor) -> Batch:
 def unit_noise(shape: torch.Size, count: int, seed: int) -> list[torch.Tensor]:
     """Normal noise of norm 1, from a generator of its own, float64, on the CPU: the same for every model and device."""
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(count, max(1, math.prod(shape)), generator=generator, dtype=torch.float64)
+    noise = torch.randn(count, max(1, math.prod(shape)), generator=generator, dtype=torch.float64, device="cpu")
     noise /= noise.norm(dim=1, keepdim=True)
     return [one.reshape(shape) for one in noise]

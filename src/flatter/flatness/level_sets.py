@@ -6,7 +6,7 @@ Arguments, several models and several data sets: as in :mod:`flatter.flatness.we
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from flatter.flatness.errors import FlatnessError, checked_count
 from flatter.flatness.guard import Mode
 from flatter.flatness.objective import Loss, Objective
 from flatter.flatness.vectors import Weights, norm
-from flatter.flatness.weight_paths import unit_difference
+from flatter.flatness.weight_paths import unit_differences
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def average_slope(
     data: Any,
     level: float,
     *,
-    towards: Weights | None = None,
+    towards: Weights | Mapping[str, Weights] | None = None,
     parameters: Selection = "all",
     directions: int = 10,
     max_distance: float | None = None,
@@ -102,7 +102,8 @@ def average_slope(
     Args:
         level: the loss c; above the loss of every model as it is, over each of the data sets.
         towards: go towards these weights alone, in one of the forms that :func:`flatter.flatness.weight_path` takes;
-            several models have the same direction, from the first one's weights. Default: random directions.
+            several models have the same direction, from the first one's weights, unless there are weights for each by
+            name. Default: random directions.
         parameters: which ones random directions move, as for :func:`flatter.flatness.random_weight_paths`.
         directions: how many random directions. Default: 10.
         max_distance: look no farther; default: ten times the norm of the (first) model's weights, or of ``towards``'s
@@ -118,16 +119,17 @@ def average_slope(
     """
     _check(level, directions, max_distance, tol, max_iter)
     compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
-    compared.check_same_parameters()
     reach = 10 * math.sqrt(sum(norm(p.detach().flatten()) ** 2 for p in compared.first.parameters())) or 1.0
     if towards is None:
+        compared.check_same_parameters()
         names = selected(compared.first, parameters)
-        rays, count = random_directions(directions, seed, "unit", names), directions
+        rays, count = dict.fromkeys(compared.models, random_directions(directions, seed, "unit", names)), directions
     else:
         if parameters != "all":
             raise FlatnessError("parameters chooses what random directions move: leave it out where towards is given")
-        direction, distance = unit_difference(compared, towards, None)
-        rays, count, reach = given_directions([direction]), 1, max(reach, distance)
+        routes, _ = unit_differences(compared, towards, None)
+        rays, count = {name: given_directions([direction]) for name, (direction, _) in routes.items()}, 1
+        reach = max(reach, *(distance for _, distance in routes.values()))
     limit = reach if max_distance is None else float(max_distance)
     step = counter(progress, len(compared.pairs) * count)
     entries = []
@@ -137,7 +139,7 @@ def average_slope(
             if level <= center:
                 raise FlatnessError(f"level must be above the loss of the model as it is, {center:g}; got {level:g}")
             distances = []
-            for ray in rays(objective):
+            for ray in rays[name](objective):
                 distances.append(_crossing(_along(objective, own, ray), level, limit, tol, max_iter))
                 step()
         slopes = tuple((level - center) / distance for distance in distances)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from flatter.flatness.batches import Batch, Batches, BatchLoss, pair_loss
+from flatter.flatness.batches import Batch, Batches, BatchLoss, Replay, pair_loss
 from flatter.flatness.errors import FlatnessError
 from flatter.flatness.guard import Mode, untouched
-from flatter.flatness.kernels import twice_differentiable
+from flatter.flatness.kernels import Autocast, twice_differentiable
 from flatter.flatness.random_state import RandomState
 
 Loss: TypeAlias = Callable[[Any, Any], torch.Tensor] | BatchLoss
@@ -46,16 +46,37 @@ def measuring(
         data: an iterable of batches that can be iterated again, such as a data loader or a list; or one batch: a tuple
             or list that starts with a tensor, or a mapping. A batch is moved to the device of the model's first
             parameter at every pass (one single batch, only once), and passes see the same batches even if the loader
-            shuffles.
+            shuffles: an error says where that cannot be had.
         max_batches: use only the first so many batches; default: all.
         mode: ``"eval"`` (the default), ``"train"`` or ``"keep"``: see :func:`flatter.flatness.guard.untouched`. In
             ``"train"`` BatchNorm uses the statistics of each batch, so the loss depends on how samples are batched.
         dtype: compute in this dtype, model, data and sums (``torch.float64`` for small eigenvalues of a float32
             model); default: the model's own, with sums in float32 at least.
 
+    A ``torch.autocast`` around the block, or around a call in it, acts on the model, the loss and the data, not on the
+    derivatives nor on other arithmetic in the block.
+
     Raises:
         FlatnessError: the model or the loss cannot be measured; also, within the block, from the objective's methods.
     """
+    with measuring_again(
+        model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype, replay=Replay()
+    ) as objective:
+        yield objective
+
+
+@contextmanager
+def measuring_again(
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    *,
+    max_batches: int | None,
+    mode: Mode,
+    dtype: torch.dtype | None,
+    replay: Replay,
+) -> Iterator[Objective]:
+    """As :func:`measuring`, for data that must be what they were before, according to ``replay``."""
     with ExitStack() as stack:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise FlatnessError(f"dtype must be a floating-point dtype, such as torch.float64; got {dtype!r}")
@@ -71,10 +92,16 @@ def measuring(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(twice_differentiable(model))
         device = next(iter(parameters.values())).device
-        random = RandomState.capture({p.device for p in model.parameters()}, data)
-        batches = Batches.of(data, max_batches, device, dtype, random)
+        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+        random = RandomState.capture(devices, data)
+        batches = Batches.of(data, max_batches, device, dtype, random, replay)
         batch_loss = loss if isinstance(loss, BatchLoss) else pair_loss(loss)
-        yield Objective(model, batch_loss, batches, parameters, {name: originals[name] for name in parameters})
+        autocast = Autocast.capture({"cpu", *(one.type for one in devices)})
+        stack.callback(torch.clear_autocast_cache)  # of casts of the stand-ins
+        stack.enter_context(autocast.off())
+        yield Objective(
+            model, batch_loss, batches, parameters, {name: originals[name] for name in parameters}, autocast
+        )
 
 
 class Objective:
@@ -94,7 +121,8 @@ class Objective:
         device: where vectors are: the device of the first parameter.
         dtype: the vectors' dtype: the parameters' widest, and float32 at least.
         shapes: by name, the shape of each parameter in the vector, in its order.
-        samples: how many samples a pass over the data has; ``None`` before the first pass is finished.
+        samples: how many samples a pass over the data has, or of what else the batches count: the sum of their counts;
+            ``None`` before the first pass is finished.
     """
 
     def __init__(
@@ -104,6 +132,7 @@ class Objective:
         batches: Batches,
         parameters: dict[str, nn.Parameter],
         originals: dict[str, nn.Parameter],
+        autocast: Autocast,
     ) -> None:
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.size = sum(parameter.numel() for parameter in parameters.values())
@@ -111,16 +140,19 @@ class Objective:
         self.dtype = torch.float32
         for parameter in parameters.values():
             self.dtype = torch.promote_types(self.dtype, parameter.dtype)
-        self.samples: int | None = None
+        self.samples: float | None = None
         self._model = model
         self._loss = loss
         self._batches = batches
         self._parameters = list(parameters.values())
         self._originals = list(originals.values())
         self._moved = False  # whether the stand-ins hold other weights than the model's own
-        self._own_loss: float | None = None
+        self._autocast = autocast  # around the block
+        self._acting = autocast  # around the present call
+        self._own_losses: dict[Autocast, float] = {}
         self._twice = False  # whether the gradient was found to have a derivative
         self._kept: list[torch.Tensor | None] | None = None  # the gradient of a single batch, with its graph
+        self._kept_under = autocast
 
     def vector(self) -> torch.Tensor:
         """The model's own weights, a new vector of shape ``(size,)``."""
@@ -144,12 +176,14 @@ class Objective:
         Args:
             weights: where, shape ``(size,)``, any floating-point dtype; default: the model's own weights.
         """
-        return self._mean(weights, 0, lambda number, value: [])[0]
+        with self._called():
+            return self._mean(weights, 0, lambda number, value: [])[0]
 
     def gradient(self, weights: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
         """The mean loss and its gradient, a vector of shape ``(size,)``. ``weights`` as for :meth:`loss`."""
-        loss, rows = self._mean(weights, 1, lambda number, value: [self._gradient(number, value)])
-        return loss, rows[0]
+        with self._called():
+            loss, rows = self._mean(weights, 1, lambda number, value: [self._gradient(number, value)])
+            return loss, rows[0]
 
     def hvp(self, vectors: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """The Hessian of the mean loss times one or several vectors.
@@ -169,25 +203,38 @@ class Objective:
         """
         if vectors.ndim not in (1, 2):
             raise FlatnessError(f"vectors must have shape (size,) or (n, size); got shape {tuple(vectors.shape)}")
-        stacked = vectors.detach().to(self.device, self.dtype).reshape(-1, vectors.shape[-1])
-        if self._kept is not None and weights is None and not self._moved:
-            products = self._zeros(len(stacked))
-            for row, product in zip(products, self._products(0, self._kept, stacked, keep=True), strict=True):
-                self._add(row, product, 1)
-        else:
+        with self._called():
+            stacked = vectors.detach().to(self.device, self.dtype).reshape(-1, vectors.shape[-1])
+            kept = self._kept if self._kept_under == self._acting and not self._moved else None
+            if kept is not None and weights is None:
+                products = self._zeros(len(stacked))
+                for row, product in zip(products, self._products(0, kept, stacked, keep=True), strict=True):
+                    self._add(row, product, 1)
+            else:
 
-            def derive(number: int, value: torch.Tensor) -> Iterator[list[torch.Tensor | None]]:
-                gradient = self._gradient(number, value, create_graph=True)
-                if not self._twice:
-                    _check_twice(number, gradient)
-                    self._twice = True
-                keep = self._batches.single and weights is None
-                if keep:
-                    self._kept = gradient
-                yield from self._products(number, gradient, stacked, keep=keep)
+                def derive(number: int, value: torch.Tensor) -> Iterator[list[torch.Tensor | None]]:
+                    gradient = self._gradient(number, value, create_graph=True)
+                    if not self._twice:
+                        _check_twice(number, gradient)
+                        self._twice = True
+                    keep = self._batches.single and weights is None
+                    if keep:
+                        self._kept, self._kept_under = gradient, self._acting
+                    yield from self._products(number, gradient, stacked, keep=keep)
 
-            products = self._mean(weights, len(stacked), derive)[1]
-        return products.view(vectors.shape)
+                products = self._mean(weights, len(stacked), derive)[1]
+            return products.view(vectors.shape)
+
+    @contextmanager
+    def _called(self) -> Iterator[None]:
+        """A call of a method: derivatives are on, and autocast, if any, is for the user's code alone."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            within = Autocast.capture({"cpu", self.device.type})
+            self._acting = within if within.dtypes else self._autocast
+            stack.enter_context(within.off())
+            yield
 
     def _mean(
         self,
@@ -201,9 +248,12 @@ class Objective:
             The mean loss, and a tensor of shape ``(rows, size)``.
         """
         self._place(weights)
-        total, samples, sums = 0.0, 0, self._zeros(rows)
-        for number, batch in self._batches:
+        torch.clear_autocast_cache()  # a cast that is kept would be of the weights before
+        total, samples, sums = 0.0, 0.0, self._zeros(rows)
+        for number, batch in self._read():
             count = self._count(number, batch)
+            if count == 0:
+                continue
             value = self._value(number, batch)
             if self.samples is None:
                 self._check_source(number, value)
@@ -224,6 +274,15 @@ class Objective:
             )
         return total / samples, sums
 
+    def _read(self) -> Iterator[tuple[int, Batch]]:
+        batches = iter(self._batches)
+        while True:
+            with self._acting.on():
+                found = next(batches, None)
+            if found is None:
+                return
+            yield found
+
     def _place(self, weights: torch.Tensor | None) -> None:
         """Have the stand-ins hold the given weights, or the model's own."""
         if weights is None and not self._moved:
@@ -235,20 +294,23 @@ class Objective:
             for parameter, value in zip(self._parameters, values, strict=True):
                 parameter.copy_(value)
 
-    def _count(self, number: int, batch: Batch) -> int:
+    def _count(self, number: int, batch: Batch) -> float:
         try:
-            count = int(self._loss.count(batch))
+            count = float(self._loss.count(batch))
         except FlatnessError as error:
             raise FlatnessError(f"batch {number}: {error}") from None
         except Exception as error:
             raise FlatnessError(f"batch {number} cannot be counted: {type(error).__name__}: {error}") from error
-        if count < 1:
-            raise FlatnessError(f"batch {number} has no samples")
+        if not 0 <= count < math.inf:
+            raise FlatnessError(f"batch {number} has a count of {count:g}: it must be a number, 0 or more")
         return count
 
     def _value(self, number: int, batch: Batch) -> torch.Tensor:
         try:
-            value = self._loss.function(self._model, batch)
+            with self._acting.on():
+                value = self._loss.function(self._model, batch)
+        except FlatnessError as error:
+            raise FlatnessError(f"batch {number}: {error}") from error.__cause__
         except Exception as error:
             raise FlatnessError(
                 f"batch {number}: the model or the loss failed: {type(error).__name__}: {error}"
@@ -333,27 +395,28 @@ class Objective:
             if part is not None:
                 view.add_(part.detach().to(view), alpha=weight)
 
-    def _check_pass(self, samples: int, total: float, *, own: bool) -> None:
+    def _check_pass(self, samples: float, total: float, *, own: bool) -> None:
         """What a finished pass must have been: not empty, and the same as the last one."""
-        if self.samples is None and samples == 0:
+        if not self._batches.replay.batches:
             raise FlatnessError("the data are empty: the loader gave no batch")
+        if samples == 0:
+            raise FlatnessError("the data count nothing: every batch has a count of 0, such as ignored targets alone")
         if self.samples is None:
             self.samples = samples
         if samples != self.samples:
             raise FlatnessError(
-                f"the data gave {self.samples} samples at the first pass and {samples} at a later one: give the same "
-                "batches every time, such as list(loader)"
+                f"the batches counted {self.samples:g} samples at the first pass and {samples:g} at a later one: give "
+                "the same batches every time, such as list(loader)"
             )
         if not own:
             return
         loss = total / samples
-        if self._own_loss is None:
-            self._own_loss = loss
+        own_loss = self._own_losses.setdefault(self._acting, loss)
         # Parallel sums may round differently from pass to pass, but not by more than this.
         rounding = max([1e-4, *(10 * torch.finfo(parameter.dtype).eps for parameter in self._parameters)])
-        if not math.isclose(loss, self._own_loss, rel_tol=rounding, abs_tol=1e-7):
+        if not math.isclose(loss, own_loss, rel_tol=rounding, abs_tol=1e-7):
             raise FlatnessError(
-                f"the loss at the same weights was {self._own_loss:g} at the first pass and is {loss:g} at a later "
+                f"the loss at the same weights was {own_loss:g} at the first pass and is {loss:g} at a later "
                 "one: the data or the model are random in a way that cannot be replayed; give the same batches every "
                 "time, such as list(loader)"
             )

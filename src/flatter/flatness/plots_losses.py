@@ -15,36 +15,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.contour import QuadContourSet
 
-# Four of Okabe and Ito's colours, told apart by colour-blind readers; they repeat beyond four.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+# Okabe and Ito's colours, told apart by colour-blind readers, without the yellow; they repeat beyond seven.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":", "-.")
 
 
-def plot_loss_curves(axes: Axes, curves: LossCurves, *, xlabel: str = "distance", log: bool = False) -> None:
+def plot_loss_curves(
+    axes: Axes, curves: LossCurves, *, xlabel: str = "distance", log: bool = False, label: str | None = None
+) -> None:
     """Loss against distance: the mean over the directions bold, each direction thin and transparent.
 
-    A colour for each model, a line style for each data set. Where a loss is not finite the line has a gap. The other
-    end of a path is a vertical line.
+    A colour for each model, a line style for each data set; what is on the axes already keeps its colours. Where a loss
+    is not finite the line has a gap. The other end of a path is a vertical line.
 
     Args:
         axes: where to draw.
         curves: what was measured.
         xlabel: text of the x axis. Default: ``"distance"``.
         log: whether the y axis is logarithmic. Default: ``False``.
+        label: what the legend calls these curves, in place of the model's name, or before it if there are several
+            models; default: the names alone.
     """
     order = np.argsort(curves.distances)
     x = np.asarray(curves.distances)[order]
     models, sets = _names(curves.curves)
+    colors = _free_colors(axes)
     for curve in curves.curves:
-        color = _COLORS[models.index(curve.model) % len(_COLORS)]
+        color = colors[models.index(curve.model) % len(colors)]
         style = _STYLES[sets.index(curve.data) % len(_STYLES)]
         if len(curve.losses) > 1:
             for losses in curve.losses:
                 axes.plot(x, _gaps(losses)[order], linestyle=style, color=color, linewidth=0.7, alpha=0.3)
-        label = _label(curve, models, sets)
-        axes.plot(x, _gaps(curve.mean)[order], linestyle=style, color=color, linewidth=1.8, label=label, zorder=3)
+        text = _label(curve, models, sets, label)
+        axes.plot(x, _gaps(curve.mean)[order], linestyle=style, color=color, linewidth=1.8, label=text, zorder=3)
     if curves.end is not None:
         axes.axvline(curves.end, color="0.6", linewidth=0.8, zorder=0)
+    for name, end in curves.ends.items():
+        axes.axvline(end, color=colors[models.index(name) % len(colors)], linewidth=0.8, zorder=0)
     if log:
         axes.set_yscale("log")
     axes.set_xlabel(xlabel)
@@ -124,8 +131,16 @@ def _names(curves: Sequence[LossCurve]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(c.model for c in curves)), list(dict.fromkeys(c.data for c in curves))
 
 
-def _label(curve: LossCurve, models: list[str], sets: list[str]) -> str:
+def _free_colors(axes: Axes) -> list[str]:
+    """The colours, those first that no line on the axes has."""
+    taken = {str(line.get_color()) for line in axes.get_lines()}
+    return sorted(_COLORS, key=lambda color: color in taken)
+
+
+def _label(curve: LossCurve, models: list[str], sets: list[str], label: str | None) -> str:
     parts = [curve.model] * (len(models) > 1) + [curve.data] * (len(sets) > 1)
+    if label is not None:
+        parts.insert(0, label)
     return ", ".join(parts) or curve.model
 
 

@@ -33,7 +33,7 @@ def plot_optimization_paths(axes: Axes, paths: Sequence[OptimizationPaths], run:
     if not paths or any(entry.function is not paths[0].function for entry in paths):
         raise ValueError("plot_optimization_paths needs paths over one and the same test function, at least one")
     function = paths[0].function
-    x, y = (torch.linspace(low, high, points, dtype=torch.float64) for low, high in function.region)
+    x, y = (torch.linspace(low, high, points, dtype=torch.float64, device="cpu") for low, high in function.region)
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     # Ranks in place of values: a contour line at every tenth of the area, whether the function spans 4 or 10,000.
     ranks = function.formula(grid.reshape(-1, 2)).argsort().argsort().reshape(points, points)

@@ -29,13 +29,14 @@ class TraceEstimate:
         standard_error: its standard error, from the spread of the probes.
         error: half the width of the 95 % interval, ``value ± error``: Student's t times the standard error.
         samples: ``vᵀ A v`` of each probe.
-        converged: whether the standard error is within the tolerance.
+        converged: whether the standard error is within the tolerance. If not, give more ``max_probes``, or be content
+            with the error.
     """
 
     value: float
     standard_error: float
     error: float
-    samples: tuple[float, ...]
+    samples: tuple[float, ...] = field(repr=False)
     converged: bool
 
 
@@ -60,7 +61,7 @@ class DiagonalEstimate:
 
 def rademacher(size: int, generator: torch.Generator) -> torch.Tensor:
     """A vector of independent signs, −1 or 1 with probability 1/2 each, int8, on the CPU: the same for every device."""
-    return torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
+    return torch.randint(0, 2, (size,), generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
 
 
 def estimate_trace(products: Products, like: torch.Tensor, *, tol: float, max_probes: int, seed: int) -> TraceEstimate:

@@ -195,7 +195,7 @@ def _paths(
         per_element = perturbation.scope in ("channel", "element")
         perturb(optimizer, per_replica(perturbation, "element" if per_element else "channel"), seed=seed)
     scheduler = LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)) if anneal else 1.0)
-    paths = torch.empty(steps + 1, *starts.shape, dtype=torch.float64)
+    paths = torch.empty(steps + 1, *starts.shape, dtype=torch.float64, device=starts.device)
     paths[0] = starts
     for step in range(steps):
         points.grad = function.gradient(points)

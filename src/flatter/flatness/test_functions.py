@@ -40,7 +40,7 @@ class TestFunction:
     def starts(self, count: int, seed: int = 0) -> Tensor:
         """``count`` points, uniform in the region: shape (count, 2), float64, from a generator of their own."""
         generator = torch.Generator().manual_seed(seed)
-        low, high = torch.tensor(self.region, dtype=torch.float64).T
+        low, high = torch.tensor(self.region, dtype=torch.float64, device="cpu").T
         uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
         return torch.lerp(low, high, uniform)
 

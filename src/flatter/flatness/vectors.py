@@ -91,7 +91,10 @@ def _by_name(
     if isinstance(weights, Mapping):
         missing = [name for name in trainable if name not in weights]
         if missing:
-            raise FlatnessError(f"{what} has no {missing[0]!r}, a parameter of the model: give model.state_dict()")
+            raise FlatnessError(
+                f"{what} has no {missing[0]!r}, a parameter of the model, but {list(weights)[:3]}: give "
+                "model.state_dict()"
+            )
         return {name: weights[name] for name, _ in model.named_parameters() if name in weights}
     given = list(weights)
     for names in (list(trainable), [name for name, _ in model.named_parameters()]):

@@ -16,12 +16,12 @@ error. So is a model or a loss that raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from flatter.flatness.compared import Comparison, Models, Progress, counter
+from flatter.flatness.compared import Comparison, Models, Progress, counter, parameter_shapes
 from flatter.flatness.curves import LossCurve, LossCurves, checked_distances, symmetric
 from flatter.flatness.directions import (
     Directions,
@@ -41,9 +41,9 @@ def weight_path(
     model: Models,
     loss: Loss,
     data: Any,
-    towards: Weights,
+    towards: Weights | Mapping[str, Weights],
     *,
-    origin: Weights | None = None,
+    origin: Weights | Mapping[str, Weights] | None = None,
     distances: Iterable[float] | None = None,
     max_batches: int | None = None,
     mode: Mode = "eval",
@@ -55,29 +55,35 @@ def weight_path(
     ``L(w_final + α (w_peak − w_final) / ‖w_peak − w_final‖)``, the mean loss over the samples, with α the distance. The
     paper shows α > 0; negative ones show the other side of the minimum.
 
-    Several models are moved along the same direction, each from its own weights; for a path of its own for each, call
-    this once per model.
-
     Args:
         towards: the other end: a state dict, tensors in the order of ``model.parameters()``, or a flat vector of the
-            parameters that require a gradient.
-        origin: where the direction starts, in the same forms; default: the (first) model's own weights.
+            parameters that require a gradient. Several models then move along the same direction, each from its own
+            weights. Or a mapping of the models' names to such ends, ``{"vanilla": w_a, "peak": w_b}``: each model moves
+            towards its own.
+        origin: where the direction starts, in the same forms; default: the (first) model's own weights, or with an end
+            for each model, each one's own.
         distances: Euclidean distances in the space of the weights; default: 21 from minus to plus the distance of the
-            other end, both and 0 among them.
+            (farthest) other end, both and 0 among them.
         progress: called after each loss as ``progress(losses so far, all losses)``.
 
     Returns:
-        Curves of one direction each; ``end`` is the distance of the other end.
+        Curves of one direction each. ``end`` is the distance of the other end; with one for each model, it is ``None``
+        and ``ends`` has the distances by name.
 
     Raises:
         FlatnessError: bad input, or both ends are equal.
     """
     compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
-    compared.check_same_parameters()
-    direction, end = unit_difference(compared, towards, origin)
-    chosen = symmetric(end, 10) if distances is None else checked_distances(distances)
+    routes, shared = unit_differences(compared, towards, origin)
+    ends = {name: distance for name, (_, distance) in routes.items()}
+    chosen = symmetric(max(ends.values()), 10) if distances is None else checked_distances(distances)
     step = counter(progress, len(compared.pairs) * len(chosen))
-    return LossCurves(chosen, curves_along(compared, given_directions([direction]), chosen, step), end)
+    curves: list[LossCurve] = []
+    for name, (direction, _) in routes.items():
+        curves += curves_along(compared.alone(name), given_directions([direction]), chosen, step)
+    if shared:
+        return LossCurves(chosen, tuple(curves), next(iter(ends.values())))
+    return LossCurves(chosen, tuple(curves), ends=ends)
 
 
 def random_weight_paths(
@@ -171,7 +177,7 @@ def fooling_path(
         chosen = checked_distances(distances)
     step = counter(progress, len(compared.pairs) * len(chosen))
     curves: list[LossCurve] = []
-    for name, one in compared.models.items():
+    for name in compared.models:
         first_set = next(iter(compared.data))
         with compared.measuring(name, first_set) as objective:
             gradient = objective.gradient()[1]
@@ -179,8 +185,7 @@ def fooling_path(
                 if parameter not in names:
                     part.zero_()
         direction = unit(gradient, f"the gradient of model {name!r}")
-        alone = Comparison({name: one}, compared.data, loss, max_batches, mode, dtype)
-        curves += curves_along(alone, given_directions([direction]), chosen, step)
+        curves += curves_along(compared.alone(name), given_directions([direction]), chosen, step)
     return LossCurves(chosen, tuple(curves))
 
 
@@ -246,18 +251,64 @@ def curves_along(
     return tuple(curves)
 
 
-def unit_difference(compared: Comparison, towards: Weights, origin: Weights | None) -> tuple[torch.Tensor, float]:
-    """The unit direction from the origin (the first model's weights, by default) to other weights, and the distance.
+def unit_differences(
+    compared: Comparison, towards: Weights | Mapping[str, Weights], origin: Weights | Mapping[str, Weights] | None
+) -> tuple[dict[str, tuple[torch.Tensor, float]], bool]:
+    """For each model, the unit direction from an origin to other weights, and the distance.
+
+    Args:
+        compared: the models.
+        towards, origin: weights in a form that :func:`flatter.flatness.vectors.weights_vector` takes, or of each model
+            by its name. The default origin is the first model's weights, or each one's own if anything is by name.
+
+    Returns:
+        Directions and distances by the models' names, and whether all models share them.
 
     Raises:
-        FlatnessError: weights that do not fit, or both ends are equal.
+        FlatnessError: weights that do not fit, or both ends are equal; models that share a direction but not the
+            parameters.
     """
-    start = own_weights(compared.first) if origin is None else weights_vector(compared.first, origin, "origin")
-    difference = weights_vector(compared.first, towards, "towards") - start
-    return unit(difference, "the difference between the two ends of the path"), norm(difference)
+    by_name = {what: _by_model(compared, one, what) for what, one in (("towards", towards), ("origin", origin))}
+    shared = not any(by_name.values())
+    if shared:
+        compared.check_same_parameters()
+    routes: dict[str, tuple[torch.Tensor, float]] = {}
+    for name, model in compared.models.items():
+        if shared and routes:
+            routes[name] = next(iter(routes.values()))
+            continue
+        ends = []
+        for what, given in (("origin", origin), ("towards", towards)):
+            given = given[name] if by_name[what] else given  # type: ignore[index]
+            label = f"{what} of model {name!r}" if by_name[what] else what
+            ends.append(own_weights(model) if given is None else weights_vector(model, given, label))  # type: ignore[arg-type]
+        difference = ends[1] - ends[0].to(ends[1].device)
+        between = "the difference between the two ends of the path" + ("" if shared else f" of model {name!r}")
+        routes[name] = unit(difference, between), norm(difference)
+    return routes, shared
+
+
+def _by_model(compared: Comparison, weights: object, what: str) -> bool:
+    """Whether weights are given for each model by name.
+
+    Raises:
+        FlatnessError: for some of the models, or for a name that is none.
+    """
+    if not isinstance(weights, Mapping):
+        return False
+    parameters = {name for model in compared.models.values() for name in parameter_shapes(model)}
+    if set(weights) & parameters or not set(weights) & set(compared.models):
+        return False  # a state dict, or meant to be one
+    for name in compared.models:
+        if name not in weights:
+            raise FlatnessError(f"{what} has weights for {list(weights)}, but none for model {name!r}")
+    for name in weights:
+        if name not in compared.models:
+            raise FlatnessError(f"{what} has weights for {name!r}, but the models are {list(compared.models)}")
+    return True
 
 
 def _norm_of(compared: Comparison, names: frozenset[str]) -> float:
     """The norm of the first model's weights with these names; 1 if they are all 0."""
     parts = [norm(p.detach().flatten()) for name, p in compared.first.named_parameters() if name in names]
-    return torch.tensor(parts, dtype=torch.float64).norm().item() or 1.0
+    return torch.tensor(parts, dtype=torch.float64, device="cpu").norm().item() or 1.0

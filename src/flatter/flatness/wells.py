@@ -161,19 +161,19 @@ def exact_escape(well: DoubleWell, lr: float, batch_size: int, factor: Distribut
     points, inner = len(grid), edges[1:-1]
     drift, noise = lr * well.gradient(grid), lr * well.sample_noise(grid) / math.sqrt(batch_size)
 
-    below = torch.zeros(points, points - 1, dtype=torch.float64)  # probability to end below an edge
+    below = torch.zeros(points, points - 1, dtype=torch.float64, device="cpu")  # probability to end below an edge
     values, weights = _quantiles(factor)
     for f, weight in zip(values.tolist(), weights.tolist(), strict=True):
         # Sheppard's correction: collecting into bins adds a variance of width²/12.
         spread = ((f * noise).square() - widths.square() / 12).clamp_min(1e-24).sqrt()[:, None]
         below += weight * torch.special.ndtr((inner - (grid - f * drift)[:, None]) / spread)
-    zero, one = torch.zeros(points, 1, dtype=torch.float64), torch.ones(points, 1, dtype=torch.float64)
+    zero, one = below.new_zeros(points, 1), below.new_ones(points, 1)
     step = torch.diff(torch.cat([zero, below, one], dim=1), dim=1)  # [from, to]; what would leave the grid stays on it
 
-    identity = torch.eye(points, dtype=torch.float64)
+    identity = torch.eye(points, dtype=torch.float64, device="cpu")
     inside = int(torch.count_nonzero(grid < well.joints[1]))
     remaining = (identity - step)[:inside, :inside]
-    times = torch.linalg.solve(remaining, torch.ones(inside, dtype=torch.float64))
+    times = torch.linalg.solve(remaining, torch.ones(inside, dtype=torch.float64, device="cpu"))
     updates = float(np.interp(well.minima[0], grid[:inside].numpy(), times.numpy()))
 
     balance = step.T - identity
@@ -191,12 +191,13 @@ def _edges(well: DoubleWell, lr: float, batch_size: int, factor: Distribution) -
     (left, right), (first, last) = well.joints, well.minima
     ends = []
     for minimum, curvature, sign in ((first, well.curvatures[0], -1), (last, well.curvatures[1], 1)):
-        noise = float(well.sample_noise(torch.tensor([minimum], dtype=torch.float64))) / math.sqrt(batch_size)
+        at = torch.tensor([minimum], dtype=torch.float64, device="cpu")
+        noise = float(well.sample_noise(at)) / math.sqrt(batch_size)
         variance = lr * noise_amplification(factor) * noise**2 / (2 * curvature)
         ends.append(minimum + sign * 8 * math.sqrt(variance))
     stretches = []
     for low, high in itertools.pairwise((ends[0], left, 0.0, right, ends[1])):
-        middle = torch.tensor([(low + high) / 2], dtype=torch.float64)
+        middle = torch.tensor([(low + high) / 2], dtype=torch.float64, device="cpu")
         noise = float(well.sample_noise(middle)) / math.sqrt(batch_size)
         bins = math.ceil((high - low) / (0.25 * lr * noise))
         if bins > 2000:
@@ -204,13 +205,13 @@ def _edges(well: DoubleWell, lr: float, batch_size: int, factor: Distribution) -
                 f"exact_escape would need {bins} grid points between {low:.3g} and {high:.3g} (at most 2000): raise "
                 "the rate, or lower the barriers or the batch size"
             )
-        stretches.append(torch.linspace(low, high, bins + 1, dtype=torch.float64)[:-1])
-    return torch.cat([*stretches, torch.tensor([ends[1]], dtype=torch.float64)])
+        stretches.append(torch.linspace(low, high, bins + 1, dtype=torch.float64, device="cpu")[:-1])
+    return torch.cat([*stretches, torch.tensor([ends[1]], dtype=torch.float64, device="cpu")])
 
 
 def _quantiles(factor: Distribution, count: int = 200) -> tuple[Tensor, Tensor]:
     """Values and weights that stand for a factor: evenly spaced quantiles, with its exact mean and variance."""
-    words = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * 2**32).long()
+    words = ((torch.arange(count, dtype=torch.float64, device="cpu") + 0.5) / count * 2**32).long()
     values = factor.sample(words.to(torch.int32)).double()  # int32 keeps the low 32 bits
     spread = values.std(correction=0)
     if spread > 0:

@@ -8,6 +8,8 @@ from flatter.replication.claims import Claim
 from flatter.replication.rules import BaselineCheck, Credit, Outcome, expected_difference, falls_short
 from flatter.stats import Judgement
 
+Seeds = tuple[int, int | None] | None
+
 
 def explain(
     claim: Claim,
@@ -17,7 +19,7 @@ def explain(
     judgement: Judgement | None = None,
     vanilla: float = math.nan,
     credit: Credit | None = None,
-    seeds: int | None = None,
+    seeds: Seeds = None,
     other_data: str | None = None,
     failures: tuple[int, int] = (0, 0),
 ) -> str:
@@ -30,12 +32,16 @@ def explain(
         judgement: our arm against our vanilla; needed unless the claim was not run.
         vanilla: mean of our vanilla, an error in percent.
         credit: whose a reproduced gain is.
-        seeds: how many would settle an inconclusive claim.
+        seeds: how many would settle an inconclusive claim, the fewest and the most.
         other_data: what the data are, where they are not the paper's.
         failures: how many runs of the arm and of vanilla failed.
     """
     if outcome == "not run" or judgement is None:
         return "There is no result of this cell and arm."
+    if judgement.verdict == "not independent":
+        return "Several seeds gave one and the same training, so nothing is judged."
+    if judgement.verdict == "not comparable":
+        return f"{claim.arm} and vanilla trained different numbers of epochs, so nothing is judged."
     if outcome == "failed":
         return (
             f"{failures[0]} runs of {claim.arm} and {failures[1]} of vanilla ended without a finite error, so nothing "
@@ -52,20 +58,25 @@ def explain(
     return " ".join(filter(None, sentences))
 
 
-def _reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: int | None) -> str:
+def _reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
     if falls_short(claim, vanilla, judgement):
         return f"The direction is shown (p = {judgement.p_corrected:.2g}), but the effect is smaller than the paper's."
     return f"The direction is shown (p = {judgement.p_corrected:.2g})."
 
 
-def _not_reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: int | None) -> str:
+def _not_reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
     if judgement.verdict != "inconclusive":
         return f"The opposite is shown (p = {judgement.p_corrected:.2g})."
     return f"Our interval leaves the paper's out, and no effect is not ruled out (p = {judgement.p_corrected:.2g})."
 
 
-def _inconclusive(claim: Claim, vanilla: float, judgement: Judgement, seeds: int | None) -> str:
-    settle = "no reachable number of seeds would settle it" if seeds is None else f"about {seeds} seeds would settle it"
+def _inconclusive(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
+    if seeds is None:
+        settle = "how many seeds would settle it is not known"
+    elif seeds[1] is None:
+        settle = f"it takes at least {seeds[0]} seeds to settle it, and may take far more"
+    else:
+        settle = f"it takes {seeds[0]} to {seeds[1]} seeds to settle it"
     return f"Neither no effect (p = {judgement.p_corrected:.2g}) nor the paper's is ruled out: {settle}."
 
 

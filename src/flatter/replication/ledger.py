@@ -50,7 +50,8 @@ class Entry:
         p: of the paired test, corrected over the cell's arms.
         expected: the difference that the paper's relative gain means from our vanilla.
         credit: whose a reproduced gain is; ``None`` where there is none, or no control.
-        seeds_needed: how many seeds would settle an inconclusive claim; ``None`` where none reachable would.
+        seeds_range: how many seeds would settle an inconclusive claim, the fewest and the most; see
+            :func:`flatter.replication.rules.seeds_to_settle`.
         explanation: the reasons, in sentences.
     """
 
@@ -66,7 +67,7 @@ class Entry:
     p: float
     expected: float
     credit: Credit | None
-    seeds_needed: int | None
+    seeds_range: tuple[int, int | None] | None
     explanation: str
 
     @property
@@ -143,7 +144,7 @@ def _entry(claim: Claim, task: str, comparison: Comparison | None) -> Entry:
         p=judgement.p_corrected,
         expected=expected_difference(claim, vanilla.mean),
         credit=credit,
-        seeds_needed=seeds,
+        seeds_range=seeds,
         explanation=explain(
             claim,
             outcome,

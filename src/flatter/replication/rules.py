@@ -7,15 +7,17 @@ only means, mostly spreads, and mostly the number of runs are known.
 **The claim** is the paper's relative gain: its error falls by a share, so ours should fall by that share of our own
 baseline's error. (In points, a claim from a baseline of 25 % could not be met from one of 18 %.)
 
-1. ``reproduced``: our difference to vanilla has the claim's direction, by the paired test that is corrected over the
-   cell's arms. Its size is not asked for: a gain that is shown but smaller than printed is reproduced, and said to be
-   smaller. At no effect at all this happens in at most level/2 of claims (level 0.05: one claim in 40).
+1. ``reproduced``: our difference to vanilla has the claim's direction, by the paired tests (sign flips, and a t test
+   adjusted for skewness) that are corrected over the cell's methods. Its size is not asked for: a gain that is shown
+   but smaller than printed is reproduced, and said to be smaller. At no effect at all this happens in at most level/2
+   of claims (level 0.05: one claim in 40).
 2. ``not reproduced``: the same test shows the opposite direction, or the 95 % interval of our difference ends short of
    the claimed gain. If the printed gain is exactly true, that happens in at most 2.5 % of claims; if the true gain is
    smaller than printed (selected results are), more often, and rightly: what is refuted is the printed number.
 3. ``inconclusive``: else. How many seeds would settle it is the smaller number of two: to show our difference, or to
-   tell it from the claimed one.
-4. ``failed``: a run of the arm or of vanilla ended without a finite metric. ``not run``: there is no such result.
+   tell it from the claimed one. It is a range, over the 95 % interval of our effect size.
+4. ``failed``: a run of the arm or of vanilla ended without a finite metric, or their seeds are not independent, or they
+   trained different numbers of epochs. ``not run``: there is no such result.
 
 A paper's own uncertainty does not enter: a claim from five runs with a spread as large as the gain could then never be
 refuted, by any number of seeds. Whether the paper's own numbers show its gain is told beside the verdict instead.
@@ -42,7 +44,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flatter.replication.claims import Claim, Reported
-from flatter.stats import Judgement, seeds_needed, welch_interval
+from flatter.stats import UNTESTED, Judgement, seeds_range, welch_interval
 
 Outcome = Literal["reproduced", "not reproduced", "inconclusive", "failed", "not run"]
 BaselineStatus = Literal["agrees", "worse", "better", "not comparable", "unknown"]
@@ -137,7 +139,7 @@ def judge_claim(claim: Claim, vanilla: float, judgement: Judgement) -> Outcome:
         vanilla: mean of our vanilla, an error in percent.
         judgement: our arm against our vanilla, paired by seed; lower is better.
     """
-    if judgement.verdict == "failed":
+    if judgement.verdict in UNTESTED:
         return "failed"
     claimed, opposite = ("helps", "hurts") if claim.gain > 0 else ("hurts", "helps")
     if judgement.verdict == claimed:
@@ -153,21 +155,23 @@ def falls_short(claim: Claim, vanilla: float, judgement: Judgement) -> bool:
     return judgement.low > expected if claim.gain > 0 else judgement.high < expected
 
 
-def seeds_to_settle(claim: Claim, vanilla: float, judgement: Judgement) -> int | None:
-    """How many seeds would settle an inconclusive claim, at 80 % power, if our difference and its spread stay.
+def seeds_to_settle(claim: Claim, vanilla: float, judgement: Judgement) -> tuple[int, int | None] | None:
+    """How many seeds would settle an inconclusive claim, at 80 % power: see :func:`flatter.stats.seeds_range`.
 
     Returns:
-        The number; ``None`` where no reachable one would.
+        The fewest and the most, the latter ``None`` where our effect may be none; ``None`` where there is one seed.
     """
+    if judgement.n < 2:
+        return None
     expected = expected_difference(claim, vanilla)
-    numbers = []
-    if (judgement.mean < 0) == (claim.gain > 0) and judgement.seeds_needed is not None:
-        numbers.append(judgement.seeds_needed)
+    ranges = []
+    if (judgement.mean < 0) == (claim.gain > 0) and judgement.seeds_range is not None:
+        ranges.append(judgement.seeds_range)
     if (judgement.mean > expected) == (claim.gain > 0):  # ours is the smaller effect: more seeds would tell it apart
-        enough = seeds_needed([difference - expected for difference in judgement.differences], level=0.05)
-        if enough is not None:
-            numbers.append(max(enough, judgement.n + 1))
-    return min(numbers, default=None)
+        ranges.append(seeds_range([difference - expected for difference in judgement.differences], level=0.05))
+    if not ranges:
+        return None
+    return min(fewest for fewest, _ in ranges), min((most for _, most in ranges if most is not None), default=None)
 
 
 def credit_gain(

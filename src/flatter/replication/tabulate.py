@@ -44,7 +44,7 @@ _FIELDS = (
     *("paper_baseline_mean", "paper_baseline_sd", "paper_baseline_runs"),
     *("paper_arm_mean", "paper_arm_sd", "paper_arm_runs", "paper_epoch", "paper_gain", "paper_relative_gain"),
     *("baseline_mean", "baseline_sd", "baseline_n", "arm_mean", "arm_sd", "arm_n"),
-    *("difference", "low", "high", "p", "expected", "seeds_needed"),
+    *("difference", "low", "high", "p", "expected", "seeds_fewest", "seeds_most"),
     *("baseline_status", "baseline_difference", "baseline_low", "baseline_high"),
     *("verdict", "outcome", "credit", "explanation", "notes"),
 )
@@ -61,8 +61,9 @@ def _flat(ledger: Ledger, entry: Entry) -> dict[str, object]:
     for name, measured in (("baseline", entry.baseline), ("arm", entry.result)):
         if measured is not None:
             row |= {f"{name}_mean": measured.mean, f"{name}_sd": measured.sd, f"{name}_n": measured.n}
-    for field in ("difference", "low", "high", "p", "expected", "seeds_needed", "verdict", "outcome", "credit"):
+    for field in ("difference", "low", "high", "p", "expected", "verdict", "outcome", "credit"):
         row[field] = getattr(entry, field)
+    row["seeds_fewest"], row["seeds_most"] = entry.seeds_range or (None, None)
     if check is not None:
         row |= {"baseline_status": check.status, "baseline_difference": check.difference}
         row |= {"baseline_low": check.low, "baseline_high": check.high}

@@ -9,9 +9,9 @@ from typing import cast
 import numpy as np
 import plotly.graph_objects as go
 
-from flatter.report.rows import difference_unit, metric_label, with_unit
+from flatter.report.rows import difference_unit, metric_label, verdict_note, with_unit
 from flatter.report.style import NEUTRAL, ArmStyle, Array, arm_styles, escape, lay_out, translucent, value_axis
-from flatter.stats import Judgement
+from flatter.stats import UNTESTED, Judgement
 from flatter.study.comparison import ArmSummary, Comparison
 from flatter.study.records import Record
 
@@ -229,10 +229,10 @@ def _differences(comparison: Comparison, judged: Sequence[tuple[ArmSummary, str,
     for index, (arm, baseline, judgement) in enumerate(judged):
         row, name = -float(index), escape(arm.name)
         color = styles[arm.name].color
-        failed = " — failed, not tested" if judgement.verdict == "failed" else ""
+        untested = untested_words(judgement)
         dots, bar = row - 0.02, row - 0.25  # the name is above the dots, the interval below them
         figure.add_annotation(
-            {"x": 0, "xref": "paper", "y": row + 0.36, "text": f"<b>{name}</b>{failed}", "font": {"size": 12}},
+            {"x": 0, "xref": "paper", "y": row + 0.36, "text": f"<b>{name}</b>{untested}", "font": {"size": 12}},
             xanchor="left",
             yanchor="middle",
             showarrow=False,
@@ -269,6 +269,13 @@ def _differences(comparison: Comparison, judged: Sequence[tuple[ArmSummary, str,
     figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "b": 44})
     label_sides(figure, comparison.better, zero, low - margin, high + margin)
     return figure
+
+
+def untested_words(judgement: Judgement) -> str:
+    """What to write beside an arm's name where nothing was tested; empty where it was, or where a gate is closed."""
+    if judgement.verdict == "not tested" or judgement.verdict not in UNTESTED:
+        return ""
+    return " — failed, not tested" if judgement.verdict == "failed" else f" — not tested: {verdict_note(judgement)}"
 
 
 def paired_seeds(comparison: Comparison, arm: str, baseline: str, judgement: Judgement) -> list[str]:

@@ -6,12 +6,22 @@ import math
 from dataclasses import dataclass
 
 from flatter.report.rows import NOTHING, decimals_of, mean_and_sd, number, p_value, rows
-from flatter.stats import Judgement
+from flatter.stats import Judgement, Verdict
 from flatter.study.comparison import Comparison
 from flatter.study.flatness_summary import ArmFlatness, FlatnessSummary, Measure
 
 # A lower curvature is flatter; whether that is better, only the metric tells.
-WORDS = {"helps": "lower", "hurts": "higher", "inconclusive": "inconclusive", "failed": "missing"}
+WORDS: dict[Verdict, str] = {
+    "helps": "lower",
+    "hurts": "higher",
+    "inconclusive": "inconclusive",
+    "skewed": "skewed",
+    "does nothing": "inconclusive",
+    "not independent": "not independent",
+    "not comparable": "not comparable",
+    "not tested": "not tested",
+    "failed": "missing",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ def against_controls(comparison: Comparison, flatness: FlatnessSummary) -> list[
 
 
 def verdict_on(judgement: Judgement | None) -> str:
-    """``"lower"``, ``"higher"``, ``"inconclusive"`` or ``"missing"``; empty where nothing is compared."""
+    """``"lower"``, ``"higher"``, or why there is no such verdict; empty where nothing is compared."""
     return "" if judgement is None else WORDS[judgement.verdict]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from flatter.report.flatness_rows import verdict_on
 from flatter.report.rows import NOTHING, listing, number
-from flatter.stats import Correlation
+from flatter.stats import UNTESTED, Correlation
 from flatter.study.comparison import ArmSummary, Comparison
 from flatter.study.flatness_summary import FlatnessSummary, Measure
 
@@ -93,7 +93,7 @@ def method_lines(comparison: Comparison, flatness: FlatnessSummary) -> list[tupl
 
 
 def _method(comparison: Comparison, flatness: FlatnessSummary, arm: ArmSummary, index: int) -> str:
-    verdict = "not tested" if arm.vs_vanilla is None or arm.vs_vanilla.verdict == "failed" else arm.vs_vanilla.verdict
+    verdict = "not tested" if arm.vs_vanilla is None or arm.vs_vanilla.verdict in UNTESTED else arm.vs_vanilla.verdict
     by_verdict: dict[str, list[str]] = {}
     for m in flatness.measures:
         by_verdict.setdefault(verdict_on(m.arms[index].vs_vanilla), []).append(m.label)
@@ -111,11 +111,17 @@ def _method(comparison: Comparison, flatness: FlatnessSummary, arm: ArmSummary, 
 
 def _listed(by_verdict: dict[str, list[str]]) -> str:
     clauses = [f"{word} in {_names(by_verdict[word])}" for word in ("lower", "higher") if word in by_verdict]
-    same = by_verdict.get("inconclusive", [])
+    same = by_verdict.get("inconclusive", []) + by_verdict.get("skewed", [])
     if same:
         clauses.append(f"not shown to differ in {_names(same) if clauses else 'any measure'}")
     if "missing" in by_verdict:
         clauses.append(f"not tested, for missing values, in {_names(by_verdict['missing'])}")
+    for word, cause in (
+        ("not independent", "because seeds are not independent"),
+        ("not comparable", "because the numbers of epochs differ"),
+    ):
+        if word in by_verdict:
+            clauses.append(f"not tested, {cause}, in {_names(by_verdict[word])}")
     return "; ".join(clauses)
 
 
@@ -140,7 +146,7 @@ def _against_control(flatness: FlatnessSummary, index: int, control: int) -> lis
         elif differs and direct in ("lower", "higher"):
             key = "opposed"
         elif differs:
-            key = "enough" if direct == "inconclusive" and of_control == method else "open"
+            key = "enough" if direct in ("inconclusive", "skewed") and of_control == method else "open"
         elif direct in ("lower", "higher"):
             key = direct
         else:

@@ -47,14 +47,28 @@ class Drawn:
         return "{" + ",\n".join(f'"{identity}": {text}' for identity, text in self.by_id.items()) + "}"
 
 
-def render(template: str, drawn: Drawn, **content: Any) -> str:
+PLOTLY = "plotly.min.js"  # the figures' program, where several pages share it
+
+
+def write_plotly(folder: Path) -> Path:
+    """Write the program that draws the figures, for pages that share it: 4.6 MB, once instead of in every page.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written.
+    """
+    return write_text(get_plotlyjs(), folder / PLOTLY)
+
+
+def render(template: str, drawn: Drawn, *, plotly_file: str | None = None, **content: Any) -> str:
     """A whole page as text.
 
     Args:
         template: its file.
         drawn: its figures.
+        plotly_file: where the page finds the program that :func:`write_plotly` wrote; default: it is in the page.
         **content: what the template asks for.
     """
+    shared = plotly_file if drawn.by_id else None
     return (
         templates()
         .get_template(template)
@@ -62,7 +76,8 @@ def render(template: str, drawn: Drawn, **content: Any) -> str:
             **content,
             # The page's own data and plotly's program: neither may be escaped, `to_json` has seen to the first.
             figures=Markup(drawn.json()),
-            plotlyjs=Markup(get_plotlyjs()) if drawn.by_id else None,
+            plotly_file=shared,
+            plotlyjs=Markup(get_plotlyjs()) if drawn.by_id and shared is None else None,
         )
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from flatter.replication import Entry, Ledger, Measured, Reported
 from flatter.replication.ledger import Verdict
-from flatter.report.rows import NOTHING, number, p_value, plural
+from flatter.report.rows import NOTHING, number, p_value, plural, seeds_words
 from flatter.stats import Verdict as Look
 
 _PLACES = 2  # as the papers print them
@@ -131,8 +131,9 @@ def _notes(entry: Entry) -> list[str]:
     if entry.credit is not None:
         notes.append(_CREDITS[entry.credit])
     if entry.outcome == "inconclusive":
-        needed = entry.seeds_needed
-        notes.append("no reachable number of seeds" if needed is None else f"needs ≈ {needed} seeds")
+        notes.append(
+            "one seed says nothing" if entry.seeds_range is None else f"needs {seeds_words(entry.seeds_range)}"
+        )
     return notes
 
 

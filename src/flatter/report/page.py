@@ -11,7 +11,7 @@ from flatter.report import figures
 from flatter.report.flatness_section import flatness_section
 from flatter.report.html_page import Drawn, render, write_text
 from flatter.report.rows import difference_unit, metric_label, rows
-from flatter.report.sentences import headline, summary_lines
+from flatter.report.sentences import headline, summary_lines, warnings
 from flatter.report.style import arm_styles
 from flatter.study.comparison import Comparison
 from flatter.study.records import Record
@@ -57,6 +57,7 @@ def comparison_content(comparison: Comparison, drawn: Drawn) -> dict[str, Any]:
         "comparison": comparison,
         "vanilla": comparison.arms[0].name,
         "headline": headline(comparison),
+        "warnings": warnings(comparison),
         # Every line begins with its arm's name, which the page sets in bold.
         "lines": [(arm.name, line.removeprefix(arm.name)) for arm, line in zip(methods, lines, strict=True)],
         "rows": rows(comparison),
@@ -78,13 +79,13 @@ class _Trials:
 
     Attributes:
         finished: number of finished trials.
-        failed: the records of the failed ones.
+        failed: the records of the failed ones, each with the last lines of its traceback (empty where there is none).
         missing: number of trials that the comparison has no record of: it was interrupted.
         versions: each package with every version that a trial ran under.
     """
 
     finished: int
-    failed: list[Record]
+    failed: list[tuple[Record, str]]
     missing: int
     versions: Mapping[str, str]
 
@@ -98,7 +99,11 @@ class _Trials:
                 versions.setdefault(package, {})[version] = None
         return cls(
             finished=sum(record.status == "finished" for record in comparison.records),
-            failed=[record for record in comparison.records if record.status == "failed"],
+            failed=[(record, _last_lines(record)) for record in comparison.records if record.status == "failed"],
             missing=len(wanted - on_record),
             versions={package: ", ".join(map(str, found)) for package, found in versions.items()},
         )
+
+
+def _last_lines(record: Record, most: int = 12) -> str:
+    return "\n".join((record.traceback or "").rstrip().splitlines()[-most:])

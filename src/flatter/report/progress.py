@@ -3,13 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flatter.study.machine import kind_in_words, kind_of_machine
 from flatter.study.records import Record
 from flatter.study.runner import TrialSpec
+
+
+class Reuse:
+    """What of a comparison or a study was found in its store, and the kinds of machines that trials ran on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._run = 0
+        self._ends: list[datetime] = []
+        self._kinds: list[Mapping[str, str]] = []
+
+    def found(self, record: Record) -> None:
+        """Counts a trial that was in the store."""
+        self.count += 1
+        if record.ended is not None:
+            self._ends = [min([*self._ends, record.ended]), max([*self._ends, record.ended])]
+        self.runs_on(record.environment)
+
+    def ran(self, record: Record) -> None:
+        """Counts a trial that was run now."""
+        self._run += 1
+        self.runs_on(record.environment)
+
+    def runs_on(self, environment: Mapping[str, str] | None) -> None:
+        """Notes the kind of a machine that trials ran on, or will."""
+        kind = kind_of_machine(environment)
+        if kind is not None and kind not in self._kinds:
+            self._kinds.append(kind)
+
+    def line(self, total: int | None = None) -> str:
+        """How many of all trials were found, and when they ended.
+
+        Args:
+            total: number of all trials; default: those found and those run so far.
+        """
+        total = self.count + self._run if total is None else total
+        dates = list(dict.fromkeys(f"{end:%Y-%m-%d}" for end in self._ends))
+        when = f", from {' to '.join(dates)}" if dates else ""
+        return f"{self.count} of {total} trial{'' if total == 1 else 's'} reused{when}."
+
+    def machines_line(self) -> str | None:
+        """Says so where trials ran on different kinds of machines."""
+        if len(self._kinds) < 2:
+            return None
+        kinds = "; ".join(map(kind_in_words, self._kinds))
+        return (
+            f"Note: the trials are of different kinds of machines ({kinds}). The same trial may differ between them, "
+            "in its last bits or more: where that matters, run all of them on one kind, in a new folder."
+        )
 
 
 class LiveProgress:

@@ -22,7 +22,7 @@ class Judged:
         interval: its 95 % interval, such as ``"−0.61 to −0.23"``; may be empty.
         p: the corrected p value.
         verdict: the verdict in one word, or ``None`` where there is no comparison.
-        note: what to add to the verdict, such as ``"needs ≈ 140 seeds"``; may be empty. Where there is no
+        note: what to add to the verdict, such as ``"needs at least 31 seeds"``; may be empty. Where there is no
             comparison, it says why.
     """
 
@@ -99,19 +99,37 @@ def judged(judgement: Judgement | None, places: int, otherwise: str = "") -> Jud
         interval="" if NOTHING in bounds else " to ".join(bounds),
         p=p_value(judgement.p_corrected),
         verdict=judgement.verdict,
-        note=seeds_note(judgement),
+        note=verdict_note(judgement),
     )
 
 
-def seeds_note(judgement: Judgement) -> str:
-    """How many seeds an inconclusive comparison needs, in words; empty for every other verdict."""
+# What a verdict that is no verdict rests on, in the few words that a table has room for.
+_NOTES: dict[Verdict, str] = {
+    "skewed": "too asymmetric for a test",
+    "does nothing": "identical on all seeds",
+    "not independent": "seeds repeat a training",
+    "not comparable": "other number of epochs",
+    "not tested": "no verdict against vanilla",
+}
+
+
+def verdict_note(judgement: Judgement) -> str:
+    """What to add to a verdict: how many seeds an inconclusive comparison needs, or why nothing was concluded."""
     if judgement.verdict != "inconclusive":
-        return ""
+        return _NOTES.get(judgement.verdict, "")
     if judgement.n < 2:
         return "one seed says nothing"
-    if judgement.seeds_needed is None:
-        return "no reachable number of seeds"
-    return f"needs ≈ {judgement.seeds_needed} seeds"
+    if judgement.seeds_range is None:
+        return ""
+    return f"needs {seeds_words(judgement.seeds_range)}"
+
+
+def seeds_words(seeds: tuple[int, int | None]) -> str:
+    """``"at least 31 seeds"`` or ``"31 to 1250 seeds"``: the range of a number of seeds, see ``stats.seeds_range``."""
+    fewest, most = seeds
+    if most is None:
+        return f"at least {fewest} seeds"
+    return f"{fewest} seeds" if most == fewest else f"{fewest} to {most} seeds"
 
 
 def decimals(comparison: Comparison) -> int:

@@ -2,15 +2,17 @@
 
 A method is held against vanilla (does it help?) and against its control, an arm with the same mean rate and nothing
 else (is it more than the rate?). What the two say together also depends on how the control does against vanilla, so
-every combination has its own words in `EXPLANATIONS`. "Inconclusive" is never read as "equal".
+every combination has its own words in `EXPLANATIONS`. Both are only tested where the method has a verdict against
+vanilla. "Inconclusive" is never read as "equal".
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
-from flatter.report.rows import decimals, difference_unit, judged, listing, number, with_unit
-from flatter.stats import Judgement
+from flatter.report.rows import decimals, difference_unit, judged, listing, number, p_value, seeds_words, with_unit
+from flatter.stats import UNTESTED, Judgement
 from flatter.study.comparison import ArmSummary, Comparison
 
 Outcome = Literal["helps", "hurts", "inconclusive"]
@@ -79,38 +81,6 @@ EXPLANATIONS: dict[tuple[Outcome, Outcome, Outcome], str] = {
         "It does better than its control at the same mean rate: the harm is not the method's own."
     ),
     ("hurts", "helps", "helps"): _CONTRADICTION,
-    ("inconclusive", "helps", "helps"): (
-        "It beats its control at the same mean rate, which itself helps: taken together a gain, "
-        "though the direct comparison with vanilla is inconclusive."
-    ),
-    ("inconclusive", "helps", "inconclusive"): (
-        "It beats its control at the same mean rate: the method helps at that rate, "
-        "but a gain over vanilla was not shown."
-    ),
-    ("inconclusive", "helps", "hurts"): (
-        "It beats its control at the same mean rate, which hurts: the method undoes harm that its mean rate does."
-    ),
-    ("inconclusive", "inconclusive", "helps"): (
-        "Its control at the same mean rate does help; no difference between the two was shown."
-    ),
-    ("inconclusive", "inconclusive", "inconclusive"): (
-        "Nor was it shown to differ from its control at the same mean rate."
-    ),
-    ("inconclusive", "inconclusive", "hurts"): (
-        "Its control at the same mean rate hurts; no difference between the two was shown."
-    ),
-    ("inconclusive", "hurts", "helps"): (
-        "It does worse than its control at the same mean rate, which helps: "
-        "the method undoes a gain that its mean rate brings."
-    ),
-    ("inconclusive", "hurts", "inconclusive"): (
-        "It does worse than its control at the same mean rate: the method hurts at that rate, "
-        "but a harm against vanilla was not shown."
-    ),
-    ("inconclusive", "hurts", "hurts"): (
-        "It does worse than its control at the same mean rate, which itself hurts: taken together a harm, "
-        "though the direct comparison with vanilla is inconclusive."
-    ),
 }
 
 
@@ -124,6 +94,10 @@ def headline(comparison: Comparison) -> str:
         ("helps", "helps", "help"),
         ("hurts", "hurts", "hurt"),
         ("inconclusive", "is inconclusive", "are inconclusive"),
+        ("skewed", "is too skewed to judge", "are too skewed to judge"),
+        ("does nothing", "does nothing", "do nothing"),
+        ("not independent", "was not tested, for its seeds repeat", "were not tested, for their seeds repeat"),
+        ("not comparable", "trained another number of epochs", "trained another number of epochs"),
         ("failed", "could not be tested", "could not be tested"),
     ):
         names = [arm.name for arm in methods if _verdict(arm.vs_vanilla) == verdict]
@@ -134,6 +108,38 @@ def headline(comparison: Comparison) -> str:
         return f"No method was shown to help: {'; '.join(clauses)}."
     clauses[0] += _whose_gain(comparison, helping)
     return f"Against vanilla, {'; '.join(clauses)}."
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before the verdicts: repeated seeds, earlier looks, earlier arms."""
+    lines = []
+    for arm in comparison.arms:
+        if arm.repeats:
+            lines.append(
+                f"Seeds are not independent: in {arm.name}, {_seeds(arm.repeats)} gave the same metrics as an earlier "
+                "seed in every epoch, to the last bit. One training counted several times shows nothing: let the "
+                "training function take its initial weights and its batches from trial.seed."
+            )
+    if comparison.earlier_seeds:
+        counts = [str(len(seeds)) for seeds in comparison.earlier_seeds]
+        lines.append(
+            f"This is not the first look: these trainings were judged before with {listing(counts)} seeds. Verdicts "
+            "that come from looking again with more seeds are more often false than the level says: with a look after "
+            "every 10 seeds up to 100, in about 17 % of comparisons without any effect, instead of 5 %. Choose the "
+            "number of seeds in advance."
+        )
+    if comparison.earlier_arms:
+        names = listing(comparison.earlier_arms)
+        is_one = len(comparison.earlier_arms) == 1
+        lines.append(
+            f"The correction counts {names} too: {'it was' if is_one else 'they were'} judged on this task before, and "
+            f"leaving {'it' if is_one else 'them'} out now does not make the other verdicts more certain."
+        )
+    return lines
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {listing(map(str, seeds))}"
 
 
 def summary_lines(comparison: Comparison) -> list[str]:
@@ -192,8 +198,10 @@ def _line(comparison: Comparison, arm: ArmSummary) -> str:
 
 def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
     judgement, vanilla = arm.vs_vanilla, comparison.arms[0]
-    if judgement is None or judgement.verdict == "failed":
-        return f"{arm.name}: not tested against vanilla, because {_why_untested(arm, vanilla)}."
+    if judgement is None or judgement.verdict in UNTESTED:
+        return f"{arm.name}: not tested against vanilla, because {_why_untested(arm, vanilla, judgement)}."
+    if judgement.verdict == "does nothing":
+        return f"{arm.name} does nothing: on every seed all metrics of all epochs are {vanilla.name}'s to the bit."
     places, unit = decimals(comparison), difference_unit(comparison)
     text = judged(judgement, places)
     # One pair has no interval.
@@ -202,6 +210,13 @@ def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
         aside = f" ({interval[0]})" if interval else ""
         difference = with_unit(text.difference, unit)
         return f"{arm.name}: inconclusive. {difference} against vanilla{aside}; {_settle(judgement)}."
+    if judgement.verdict == "skewed":
+        p_values = f"sign-flip p = {p_value(judgement.p)}, adjusted for skewness {p_value(judgement.p_skewness)}"
+        return (
+            f"{arm.name}: no verdict, the differences are too skewed. {with_unit(text.difference, unit)} against "
+            f"vanilla ({', '.join([p_values, *interval])}): with so few seeds and such asymmetric differences the "
+            "sign-flip test errs too often. Look at them seed by seed, or decide on more seeds and run those."
+        )
     amount = with_unit(number(abs(judgement.mean), places), unit)
     side = "lower" if judgement.mean < 0 else "higher"
     p = f"corrected p {text.p if text.p.startswith('<') else f'= {text.p}'}"
@@ -214,42 +229,51 @@ def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
 def _settle(judgement: Judgement) -> str:
     if judgement.n < 2:
         return "one seed says nothing of the spread: run more"
-    if judgement.seeds_needed is None:
-        return "no reachable number of seeds would settle it"
-    return f"about {judgement.seeds_needed} seeds would settle it"
+    if judgement.seeds_range is None:
+        return "how many seeds would settle it is not known"
+    fewest, most = judgement.seeds_range
+    if most is None:
+        return f"it takes at least {fewest} seeds to settle it, and may take far more"
+    return f"it takes {seeds_words((fewest, most))} to settle it"
 
 
 def _against_control(comparison: Comparison, arm: ArmSummary, judgement: Judgement) -> str:
     control = _control_of(comparison, arm)
     first, second = _outcome(arm.vs_vanilla), _outcome(judgement)
+    # Without a verdict against vanilla nothing is asked of the control; the first part of the line says why.
+    if control is None or first is None or first == "inconclusive":
+        return ""
+    if judgement.verdict == "does nothing":
+        change = "gain" if first == "helps" else "harm"
+        return f"It is identical to its control at the same mean rate, to the bit: the {change} is the mean rate's."
     if second is None:
-        # Where the arm itself failed, the first part of the line has said so already.
-        if first is None or control is None:
-            return ""
-        return f"Not tested against its control at the same mean rate, because {_why_untested(arm, control)}."
-    if first is None:
-        return {
-            "helps": "It beats its control at the same mean rate.",
-            "hurts": "It does worse than its control at the same mean rate.",
-            "inconclusive": "It was not shown to differ from its control at the same mean rate.",
-        }[second]
+        return (
+            f"Not tested against its control at the same mean rate, because {_why_untested(arm, control, judgement)}."
+        )
     # A control that was never held against vanilla was not shown to differ from it.
     third = _outcome(_control_against_vanilla(comparison, arm)) or "inconclusive"
     explanation = EXPLANATIONS[first, second, third]
-    if second == "inconclusive" and first != "inconclusive":
-        settle = _settle(judgement).removesuffix(" it")
-        explanation += f" {settle[0].upper()}{settle[1:]} the comparison with the control."
+    if second == "inconclusive":
+        settle = _settle(judgement).replace("settle it", "settle the comparison with the control")
+        skewed = "The differences from the control are too skewed for a verdict"
+        settle = skewed if judgement.verdict == "skewed" else f"{settle[0].upper()}{settle[1:]}"
+        explanation += f" {settle}."
     return explanation
 
 
 def _outcome(judgement: Judgement | None) -> Outcome | None:
-    """The verdict of a comparison that was tested, else ``None``."""
-    if judgement is None or judgement.verdict == "failed":
+    """The verdict of a comparison that was tested, else ``None``; one that is skewed or none has shown nothing."""
+    if judgement is None or judgement.verdict in UNTESTED:
         return None
-    return judgement.verdict
+    return judgement.verdict if judgement.verdict in ("helps", "hurts") else "inconclusive"
 
 
-def _why_untested(arm: ArmSummary, baseline: ArmSummary) -> str:
+def _why_untested(arm: ArmSummary, baseline: ArmSummary, judgement: Judgement | None) -> str:
+    if judgement is not None and judgement.verdict == "not independent":
+        which = [each.name for each in (arm, baseline) if each.repeats]
+        return f"the seeds of {listing(which)} are not independent"
+    if judgement is not None and judgement.verdict == "not comparable":
+        return f"{arm.name} and {baseline.name} trained different numbers of epochs"
     causes = [
         f"{each.name} failed on {each.failed} of {each.n + each.failed} seeds"
         for each in (arm, baseline)

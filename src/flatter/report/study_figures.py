@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from flatter.report.figures import label_sides
+from flatter.report.figures import label_sides, untested_words
 from flatter.report.rows import difference_unit, with_unit
 from flatter.report.style import NEUTRAL, arm_styles, escape, lay_out
 from flatter.study.comparison import ArmSummary, Comparison
@@ -74,9 +74,7 @@ def _add_row(figure: go.Figure, comparison: Comparison, arm: ArmSummary, row: fl
     judgement = arm.vs_vanilla
     assert judgement is not None
     color = arm_styles(comparison)[arm.name].color
-    _write(
-        figure, escape(arm.name) + (" — failed, not tested" if judgement.verdict == "failed" else ""), row + 0.22, 12
-    )
+    _write(figure, escape(arm.name) + untested_words(judgement), row + 0.22, 12)
     if not math.isfinite(judgement.mean):
         return []
     name = f"{escape(comparison.task)}: {escape(arm.name)}"

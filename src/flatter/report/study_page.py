@@ -1,4 +1,4 @@
-"""A study as pages: an overview with the verdicts first, and a page for every cell. Each file needs no other."""
+"""A study as pages: an overview with the verdicts first, and a page for every cell; they share one program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flatter.replication import Ledger
-from flatter.report.html_page import Drawn, render, write_text
+from flatter.report.html_page import PLOTLY, Drawn, render, write_plotly, write_text
 from flatter.report.ledger_rows import ledger_headline, ledger_rows
 from flatter.report.page import comparison_content
 from flatter.report.rows import Row, difference_unit, metric_label, rows
@@ -36,10 +36,10 @@ CELLS = "cells"
 def write_study_report(
     study: StudySpec, results: Sequence[CellResult], folder: Path, ledger: Ledger | None = None
 ) -> Path:
-    """Write the overview ``report.html`` and a page per cell, ``cells/<name>.html``.
+    """Write the overview ``report.html``, a page per cell, ``cells/<name>.html``, and ``plotly.min.js`` for all.
 
-    Every page is self-contained: it loads nothing, and links to the others alone. A cell whose tuning is not finished
-    has no page; the overview lists it. Existing pages are replaced.
+    The folder is self-contained: its pages load nothing but that program, which draws their figures. A cell whose
+    tuning is not finished has no page; the overview lists it. Existing pages are replaced.
 
     Args:
         study: the study.
@@ -55,13 +55,14 @@ def write_study_report(
         UnknownTaskError: a cell's own task cannot be imported any more.
     """
     (folder / CELLS).mkdir(parents=True, exist_ok=True)
+    write_plotly(folder)
     slugs = cell_slugs([result.cell.name for result in results])
     for result in results:
-        page = render_cell(study, result)
+        page = render_cell(study, result, f"../{PLOTLY}")
         if page is not None:
             write_text(page, folder / CELLS / f"{slugs[result.cell.name]}.html")
     # Last: a reader never finds a link to a page that is not there.
-    return write_text(render_overview(study, results, slugs, ledger), folder / OVERVIEW)
+    return write_text(render_overview(study, results, slugs, ledger, PLOTLY), folder / OVERVIEW)
 
 
 def cell_slugs(names: Sequence[str]) -> dict[str, str]:
@@ -78,14 +79,19 @@ def cell_slugs(names: Sequence[str]) -> dict[str, str]:
 
 
 def render_overview(
-    study: StudySpec, results: Sequence[CellResult], slugs: dict[str, str], ledger: Ledger | None = None
+    study: StudySpec,
+    results: Sequence[CellResult],
+    slugs: dict[str, str],
+    ledger: Ledger | None = None,
+    plotly_file: str | None = None,
 ) -> str:
-    """The overview as text."""
+    """The overview as text. For ``plotly_file`` see :func:`render`."""
     drawn = Drawn()
     judged = [result.comparison for result in results if result.comparison is not None]
     return render(
         "study.html.jinja",
         drawn,
+        plotly_file=plotly_file,
         study=study,
         headline=study_headline(results),
         lines=method_lines(results),
@@ -104,12 +110,12 @@ def render_overview(
     )
 
 
-def render_cell(study: StudySpec, result: CellResult) -> str | None:
-    """A cell's page as text; ``None`` where nothing is known of the cell."""
+def render_cell(study: StudySpec, result: CellResult, plotly_file: str | None = None) -> str | None:
+    """A cell's page as text; ``None`` where nothing is known of the cell. For ``plotly_file`` see :func:`render`."""
     if not _has_page(result):
         return None
     drawn = Drawn()
-    content: dict[str, Any] = {"study": study, "overview": f"../{OVERVIEW}"}
+    content: dict[str, Any] = {"study": study, "overview": f"../{OVERVIEW}", "plotly_file": plotly_file}
     if result.comparison is None:
         section = tuning_section(study, result, drawn.add)
         return render("waiting.html.jinja", drawn, name=result.cell.name, tuning=section, **content)

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flatter.report.progress import Reuse
 from flatter.report.rows import NOTHING, number_of, plural
 from flatter.study.records import Record
 from flatter.study.runner import TrialSpec
@@ -26,6 +27,8 @@ class StudyProgress:
     def __init__(self, console: Console, *, shown: bool = True) -> None:
         self._shown = shown
         self._rounds = 0
+        self._reuse = Reuse()
+        self._said_machines = False
         self._failures: Counter[str] = Counter()
         self._progress = Progress(
             MofNCompleteColumn(),
@@ -46,9 +49,16 @@ class StudyProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if self._reuse.count:
+            self._say(self._reuse.line(), style="dim")
         for message, count in self._failures.items():
             if count > 1:
                 self._say(f"{plural(count, 'trial')} failed with: {message}")
+
+    def reused(self, record: Record) -> None:
+        """Counts a trial that the store holds already."""
+        self._reuse.found(record)
+        self._compare_machines()
 
     def round_starts(self, missing: int, planned: int) -> None:
         """Starts the bar anew, at what the store holds already."""
@@ -62,6 +72,8 @@ class StudyProgress:
 
     def ended(self, spec: TrialSpec, record: Record) -> None:
         """Counts a trial and shows its value; the first failure with a message is said aloud, the others counted."""
+        self._reuse.ran(record)
+        self._compare_machines()
         trial = f"{spec.subject.name}, {spec.arm.name}, seed {spec.seed}"
         if record.status == "failed":
             message = record.error or "no message"
@@ -73,6 +85,12 @@ class StudyProgress:
         failed = self._failures.total()
         told = f"{failed} failed" if failed else ""
         self._progress.update(self._bar, advance=1, failed=told, detail=detail)
+
+    def _compare_machines(self) -> None:
+        line = self._reuse.machines_line()
+        if line is not None and not self._said_machines:
+            self._said_machines = True
+            self._say(line)
 
     def _say(self, message: str, style: str = "yellow") -> None:
         if self._shown:

@@ -8,13 +8,23 @@ from collections.abc import Sequence
 from flatter.report.rows import listing, plural
 from flatter.report.sentences import gain_is_own, headline, summary_lines
 from flatter.report.tuning_rows import configuration_words
+from flatter.stats import UNTESTED
 from flatter.study.comparison import ArmSummary, Comparison
 from flatter.study.results import CellResult
 from flatter.study.spec import StudySpec
 from flatter.study.spec.space import grid_size
 from flatter.study.tasks import Task
 
-_VERBS = {"helps": "helps", "hurts": "hurts", "inconclusive": "is inconclusive", "failed": "could not be tested"}
+_VERBS = {
+    "helps": "helps",
+    "hurts": "hurts",
+    "inconclusive": "is inconclusive",
+    "skewed": "is too skewed to judge",
+    "does nothing": "does nothing",
+    "not independent": "was not tested, for its seeds repeat,",
+    "not comparable": "trained another number of epochs",
+    "failed": "could not be tested",
+}
 
 
 def study_headline(results: Sequence[CellResult]) -> str:
@@ -33,8 +43,13 @@ def study_headline(results: Sequence[CellResult]) -> str:
     if total["inconclusive"]:
         rest = "the other " if total["inconclusive"] < total.total() else "all "
         clauses.append(f"{rest}{_comparisons(total['inconclusive'])} inconclusive")
-    if total["failed"]:
-        clauses.append(f"{plural(total['failed'], 'comparison')} could not be tested")
+    untested = sum(total[verdict] for verdict in UNTESTED)
+    if total["skewed"]:
+        clauses.append(f"{plural(total['skewed'], 'comparison')} {'is' if total['skewed'] == 1 else 'are'} too skewed")
+    if total["does nothing"]:
+        clauses.append(f"{plural(total['does nothing'], 'comparison')} showed that nothing is done")
+    if untested:
+        clauses.append(f"{plural(untested, 'comparison')} could not be tested")
     if total["helps"]:
         return f"Against vanilla, {'; '.join(clauses)}."
     return f"No method was shown to help in any {where}: {'; '.join(clauses)}."

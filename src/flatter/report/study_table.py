@@ -49,7 +49,8 @@ def study_table(results: Sequence[CellResult]) -> Table:
     table.leading = 0
     table.caption = (
         "Test set, final epoch, mean ± sd over seeds; differences paired by seed, with their 95 % interval."
-        " p: sign-flip test, corrected (Holm) over the arms of a cell. Dim: against the control at the same mean rate."
+        " p: sign-flip and skewness-adjusted t test, corrected (Holm) over the methods of a cell. Dim: against the"
+        " control at the same mean rate."
     )
     shown = [(result, _methods(result)) for result in results]
     lines = [row for _, found in shown for row in found]

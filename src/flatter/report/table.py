@@ -8,11 +8,22 @@ from rich.text import Text
 
 from flatter.report.rows import Judged, Row, difference_unit, metric_label, rows
 from flatter.report.sentences import headline, summary_lines
+from flatter.stats import Verdict
 from flatter.study.comparison import Comparison
 
 __all__ = ["comparison_table", "control_table", "headline", "summary_lines"]
 
-STYLES = {"helps": "bold green", "hurts": "bold red", "inconclusive": "yellow", "failed": "bold magenta"}
+STYLES: dict[Verdict, str] = {
+    "helps": "bold green",
+    "hurts": "bold red",
+    "inconclusive": "yellow",
+    "skewed": "yellow",
+    "does nothing": "dim",
+    "not independent": "bold magenta",
+    "not comparable": "bold magenta",
+    "not tested": "dim",
+    "failed": "bold magenta",
+}
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -24,7 +35,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table = plain_table("Does it help?")
     table.caption = (
         "Final epoch, mean ± sd over seeds. Dim: the best epoch, chosen on test data, so optimistic and never judged."
-        " Differences are paired by seed, with their 95 % interval. p: sign-flip test, corrected (Holm)."
+        " Differences are paired by seed, with their 95 % interval. p: sign-flip and skewness-adjusted t test, the"
+        " larger of the two, corrected (Holm)."
         " Time: per epoch, ÷ vanilla's. n: seeds that finished."
     )
     lines = rows(comparison)
@@ -46,7 +58,7 @@ def control_table(comparison: Comparison) -> Table:
     table = plain_table("Is it the noise, or the mean rate?")
     table.caption = (
         "A control has the method's mean rate and no randomness. "
-        "A gain over vanilla that the control has too is the rate's."
+        "A gain over vanilla that the control has too is the rate's. Tested where there is a verdict against vanilla."
     )
     lines = [row for row in rows(comparison) if row.kind == "method"]
     _add_name_column(table, lines)

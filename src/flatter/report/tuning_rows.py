@@ -78,6 +78,17 @@ def search_warnings(tuned: Tuned, space: Space) -> list[str]:
             if tuned.arm == VANILLA:
                 sentence += " A vanilla below its best makes every gain over it look larger."
             found.append(sentence)
+    trained = len(tuned.values) - tuned.known
+    if tuned.known:
+        found.append(
+            f"The baseline's search had trained {tuned.known} of the {len(tuned.values)} configurations already: "
+            f"{trained} {'is' if trained == 1 else 'are'} new."
+        )
+    if tuned.budget is not None and trained < tuned.budget:
+        found.append(
+            f"The search trained {trained} of {tuned.budget} configurations, and its space has no others: its budget "
+            "was smaller than planned."
+        )
     if failed:
         found.append(f"{failed} of {len(tuned.values)} configurations failed on a seed and could not be chosen.")
     return found

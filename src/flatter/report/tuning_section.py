@@ -48,12 +48,12 @@ def tuning_section(study: StudySpec, result: CellResult, draw: Callable[[go.Figu
     label = validation_label(task)
     searches = []
     for row in rows:
-        drawn = search_figures(row.tuned, label, task.better, is_grid=study.tuning.sampler == "grid")
+        drawn = search_figures(row.tuned, label, task.direction, is_grid=study.tuning.sampler == "grid")
         table = [
             ([value_words(value) for value in configuration.values()], number_of(found), index == row.tuned.chosen)
             for index, (configuration, found) in enumerate(zip(row.tuned.configurations, row.tuned.values, strict=True))
         ]
         searches.append(_Search(row, [(name, draw(figure)) for name, figure in drawn.items()], table))
     template = templates().get_template("tuning.html.jinja")
-    text = template.render(words=tuning_words(study), label=label, better=task.better, searches=searches)
+    text = template.render(words=tuning_words(study), label=label, better=task.direction, searches=searches)
     return Markup(text)  # rendered with escaping on

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from statistics import fmean, median, stdev
 
-from flatter.stats import Better, Judgement, judge
-from flatter.study.arms import VANILLA, Arm
+import numpy as np
+
+from flatter.stats import Better, Judgement, Verdict
+from flatter.study.arms import VANILLA, Arm, judge_arms
 from flatter.study.comparison import ArmSummary, Comparison, Subject
 from flatter.study.flatness import FlatnessSettings
 from flatter.study.flatness_analysis import summarise_flatness
-from flatter.study.records import Record
+from flatter.study.machine import versions
+from flatter.study.records import JudgedArm, Look, Record
+from flatter.study.runner import TrialSpec
+from flatter.study.store import Store
 
 
 def analyse(
@@ -22,11 +29,16 @@ def analyse(
     *,
     level: float = 0.05,
     flatness: FlatnessSettings | None = None,
+    store: Store | None = None,
 ) -> Comparison:
     """Compares arms by the final epoch's metric, paired by seed.
 
-    Two questions are asked, each a family of tests of its own (Holm): does an arm differ from vanilla, and does a
-    method differ from the control that has its mean rate?
+    Does a method differ from vanilla? These tests are one family; behind a method's verdict it is asked whether it
+    differs from the control that has its mean rate, and that control from vanilla: see :func:`judge_arms`. Methods that
+    the store has judged on this subject before stay in the family.
+
+    Nothing is tested where seeds are not independent (two trainings of an arm are the same in all metrics of all
+    epochs), or where the epochs of two arms differ in number.
 
     Args:
         subject: what was trained and is judged.
@@ -35,19 +47,23 @@ def analyse(
         seeds: the seeds, in the order of the pairs.
         level: family-wise level of the tests; default 0.05.
         flatness: what was measured of the final models; default: nothing.
+        store: which comparisons were judged before; default: none.
     """
     metric, better = subject.metric, subject.better
     by_trial = {(record.arm, record.seed): record for record in records}
     of_arm = {arm.name: [by_trial[arm.name, seed] for seed in seeds] for arm in arms}
+    looks = [] if store is None else store.looks(subject.family)
+    others, of_others, absent = ([], {}, []) if store is None else _earlier(looks, arms, seeds, store)
+    everything, of_all = [*arms, *others], {**of_arm, **of_others}
     # A failed trial is NaN, which makes the pair's verdict "failed".
-    final = {name: [record.final(metric) for record in own] for name, own in of_arm.items()}
-    against_vanilla = {arm.name: (final[arm.name], final[VANILLA]) for arm in arms if arm.name != VANILLA}
-    against_control = {
-        arm.name: (final[arm.name], final[arm.control]) for arm in arms if arm.control not in (None, VANILLA)
-    }
-    helps = judge(against_vanilla, better=better, level=level)
-    noise = judge(against_control, better=better, level=level)
-    summaries = tuple(_summary(arm, of_arm, metric, better, helps.get(arm.name), noise.get(arm.name)) for arm in arms)
+    final = {name: [record.final(metric) for record in own] for name, own in of_all.items()}
+    repeats = {name: repeated_seeds(own) for name, own in of_all.items()}
+    barred = _barred(everything, of_all, repeats)
+    helps, noise = judge_arms(final, everything, better=better, level=level, barred=barred, absent=len(absent))
+    summaries = tuple(
+        _summary(arm, of_arm, metric, better, helps.get(arm.name), noise.get(arm.name), repeats[arm.name])
+        for arm in arms
+    )
     return Comparison(
         task=subject.name,
         metric=metric,
@@ -58,8 +74,130 @@ def analyse(
         settings=dict(subject.settings),
         arms=summaries,
         records=tuple(records),
-        flatness=None if flatness is None else summarise_flatness(of_arm, arms, final, flatness, level),
+        flatness=None if flatness is None else summarise_flatness(of_arm, arms, final, flatness, level, barred),
+        earlier_arms=tuple([arm.description for arm in others if not arm.is_control] + absent),
+        earlier_seeds=tuple(dict.fromkeys(look.seeds for look in looks if set(look.seeds) != set(seeds))),
     )
+
+
+def look_of(specs: Sequence[TrialSpec], arms: Sequence[Arm], seeds: Sequence[int]) -> Look:
+    """What a store remembers of a comparison that was judged."""
+    keys: dict[str, dict[int, str]] = {arm.name: {} for arm in arms}
+    for spec in specs:
+        if spec.seed in seeds:
+            keys[spec.arm.name][spec.seed] = spec.key
+    return Look(
+        seeds=tuple(seeds),
+        arms=tuple(
+            JudgedArm(arm.name, arm.control, arm.is_control, _identity(arm), keys[arm.name])
+            for arm in arms
+            if arm.name != VANILLA
+        ),
+    )
+
+
+def _identity(arm: Arm) -> str:
+    return json.dumps([arm.to_dict(), dict(arm.settings)], sort_keys=True)
+
+
+def _earlier(
+    looks: Sequence[Look], arms: Sequence[Arm], seeds: Sequence[int], store: Store
+) -> tuple[list[Arm], dict[str, list[Record]], list[str]]:
+    """Methods that were judged before and are not asked for now.
+
+    Returns:
+        As arms, under names that no other arm has, and their records; and the names of those that have no records of
+        these seeds and versions.
+    """
+    known = {_identity(arm) for arm in arms}
+    found: list[Arm] = []
+    records: dict[str, list[Record]] = {}
+    absent: list[str] = []
+    for look in reversed(looks):
+        controls = {arm.name: arm for arm in look.arms if arm.is_control}
+        for arm in look.arms:
+            if arm.is_control or arm.identity in known:
+                continue
+            known.add(arm.identity)
+            own = _records(arm, seeds, store)
+            if own is None:
+                absent.append(arm.name)
+                continue
+            name = f"\n{len(found)}"
+            control = controls.get(arm.control or "")
+            of_control = None if control is None else _records(control, seeds, store)
+            if of_control is not None:
+                found.append(Arm(f"{name} (control)", is_control=True))
+                records[found[-1].name] = of_control
+            found.append(Arm(name, description=arm.name, control=None if of_control is None else f"{name} (control)"))
+            records[name] = own
+    return found, records, absent
+
+
+def _records(arm: JudgedArm, seeds: Sequence[int], store: Store) -> list[Record] | None:
+    found = [store.get(arm.keys.get(seed, "")) for seed in seeds]
+    whole = [record for record in found if record is not None and record.versions == versions()]
+    return whole if len(whole) == len(found) else None
+
+
+def _barred(
+    arms: Sequence[Arm], of_arm: Mapping[str, Sequence[Record]], repeats: Mapping[str, Sequence[int]]
+) -> dict[tuple[str, str], Verdict]:
+    barred: dict[tuple[str, str], Verdict] = {}
+    for arm in arms:
+        for baseline in {VANILLA, arm.control or VANILLA} - {arm.name}:
+            own, other = of_arm[arm.name], of_arm[baseline]
+            pairs = [(a, b) for a, b in zip(own, other, strict=True) if a.status == b.status == "finished"]
+            if repeats[arm.name] or repeats[baseline]:
+                barred[arm.name, baseline] = "not independent"
+            elif any(len(a.epochs) != len(b.epochs) for a, b in pairs):
+                barred[arm.name, baseline] = "not comparable"
+            elif pairs and all(a.same_metrics(b) for a, b in pairs) and _says_enough([a for a, _ in pairs]):
+                barred[arm.name, baseline] = "does nothing"
+    return barred
+
+
+def repeated_seeds(records: Sequence[Record]) -> tuple[int, ...]:
+    """The seeds whose training is the same as an earlier one's: in all metrics of all epochs, to the bit.
+
+    Different trainings can tie in a discrete metric, and those that collapse or are perfect in all epochs. A training
+    is only said to be another's if its metrics say enough to tell trainings apart; see ``_says_enough``.
+    """
+    groups: dict[object, list[Record]] = {}
+    for record in records:
+        if record.status == "finished":
+            groups.setdefault(tuple(record.metrics()), []).append(record)
+    return tuple(record.seed for group in groups.values() if _says_enough(group) for record in group[1:])
+
+
+def _says_enough(records: Sequence[Record]) -> bool:
+    """Whether records that agree in all metrics can only be of one training.
+
+    A metric says so that takes at least two values which are not simple fractions, as a loss does (a model that
+    collapsed has one constant loss), or eight different values of any kind, as an error rate over ten epochs does. Of
+    trainings of a single epoch, two such losses are asked for, or one that is the same in three trainings.
+    """
+    values: dict[str, set[float]] = {}
+    for record in records:
+        for epoch in record.metrics():
+            for name, value in epoch:
+                if value is not None and math.isfinite(value):
+                    values.setdefault(name, set()).add(value)
+    fine = {name: sum(not _is_simple(value) for value in found) for name, found in values.items()}
+    if max(len(record.epochs) for record in records) == 1:
+        return sum(fine.values()) >= (1 if len(records) > 2 else 2)
+    return any(fine[name] >= 2 or len(found) >= 8 for name, found in values.items())
+
+
+def _is_simple(value: float) -> bool:
+    """Whether a number is a fraction with a small denominator, as error rates and counts are, in either precision."""
+    size = max(1.0, abs(value))
+
+    def near(most: float, unit: float) -> bool:
+        fraction = Fraction(value).limit_denominator(max(1, int(most / size)))
+        return abs(float(fraction) - value) <= 2 * unit * size
+
+    return near(1e5, 2.0**-52) or (float(np.float32(value)) == value and near(1e3, 2.0**-24))
 
 
 def _summary(
@@ -69,6 +207,7 @@ def _summary(
     better: Better,
     vs_vanilla: Judgement | None,
     vs_control: Judgement | None,
+    repeats: tuple[int, ...],
 ) -> ArmSummary:
     records = of_arm[arm.name]
     finished = [record for record in records if record.status == "finished"]
@@ -86,6 +225,7 @@ def _summary(
         vs_vanilla=vs_vanilla,
         vs_control=vs_control,
         time_ratio=_time_ratio(records, of_arm[VANILLA]),
+        repeats=repeats,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flatter import methods
 from flatter.perturbation import Perturbation
+from flatter.stats import Better, Judgement, Verdict, judge
 from flatter.study.hints import did_you_mean
 from flatter.study.spec.study_spec import VANILLA as VANILLA
 
@@ -273,3 +274,52 @@ def _control_of(arm: Arm) -> Arm | None:
     else:
         what = f"the settings of {arm.name} without its noise"
     return Arm(f"{arm.name} (control)", kept, peak, description=what, is_control=True, settings=arm.settings)
+
+
+def judge_arms(
+    values: Mapping[str, Sequence[float]],
+    arms: Sequence[Arm],
+    *,
+    better: Better,
+    level: float,
+    barred: Mapping[tuple[str, str], Verdict] | None = None,
+    absent: int = 0,
+) -> tuple[dict[str, Judgement], dict[str, Judgement]]:
+    """Judge every arm against vanilla, and every method against its control, as one family of tests.
+
+    The family are the methods against vanilla. Behind a method's verdict stand two more questions: does it differ from
+    its control, and does that control differ from vanilla? See :func:`flatter.stats.judge`.
+
+    Args:
+        values: of each arm, one number per seed.
+        arms: the arms, vanilla first.
+        better: whether ``"lower"`` or ``"higher"`` is better.
+        level: family-wise level of all these tests.
+        barred: by arm and baseline, the verdict of comparisons that must not be tested; default: none.
+        absent: arms that belong to the family and whose values are not at hand.
+
+    Returns:
+        The judgements against vanilla and those against the controls, by arm.
+    """
+    pairs = {arm.name: (arm.name, VANILLA) for arm in arms if arm.name != VANILLA}
+    behind: dict[str, str] = {}
+    against_control: dict[str, str] = {}
+    for arm in arms:
+        if arm.control is None or arm.control == VANILLA:
+            continue
+        against_control[arm.name] = f"{arm.name}\n{arm.control}"  # no other comparison has a line break in its name
+        pairs[against_control[arm.name]] = (arm.name, arm.control)
+        if not arm.is_control:
+            behind[against_control[arm.name]] = arm.name
+            if next(other for other in arms if other.name == arm.control).is_control:
+                behind.setdefault(arm.control, arm.name)
+    judged = judge(
+        {name: (values[arm], values[baseline]) for name, (arm, baseline) in pairs.items()},
+        better=better,
+        level=level,
+        behind=behind,
+        barred={name: barred[pair] for name, pair in pairs.items() if pair in barred} if barred else None,
+        absent=absent,
+    )
+    vs_vanilla = {arm.name: judged[arm.name] for arm in arms if arm.name != VANILLA}
+    return vs_vanilla, {arm: judged[name] for arm, name in against_control.items()}

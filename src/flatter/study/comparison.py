@@ -2,13 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
-from flatter.stats import Better, Judgement
+from flatter.stats import Better, Judgement, Verdict
 from flatter.study.flatness_summary import FlatnessSummary
 from flatter.study.records import Record
+
+_LOWER = (
+    "loss error err errors mse rmse mae mape smape nll bce ce perplexity ppl bpc bpd wer cer fid kid brier ece mce "
+    "divergence kl regret deviance distance entropy crossentropy lpips misclassification"
+)
+_HIGHER = (
+    "accuracy acc accuracies auc auroc auprc auprg roc prauc f1 f2 fbeta bleu sacrebleu rouge meteor chrf map ap iou "
+    "miou dice jaccard r2 precision recall sensitivity specificity reward rewards return returns psnr ssim mrr ndcg "
+    "likelihood elbo kappa mcc correlation pearson spearman winrate"
+)
+_DIRECTIONS: dict[str, Better] = {
+    **dict.fromkeys(_LOWER.split(), "lower"),
+    **dict.fromkeys(_HIGHER.split(), "higher"),
+}
+# They say something only where no other word does: a Brier score and a top-5 error are better if lower.
+_WEAK = ("score", "top", "hit", "hits")
+
+
+def known_direction(metric: str) -> Better | None:
+    """Whether lower or higher values of a metric are better, by its name; ``None`` where the name does not say so.
+
+    The last word that is known decides (``"top5_error"`` is an error), and ``neg`` or ``negative`` before it turns it
+    round, as in scikit-learn's ``neg_mean_squared_error``.
+    """
+    text = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", metric)
+    words = [word.lower() for word in re.findall(r"[A-Za-z]+[12]?", text)]
+    known = [(i, _DIRECTIONS[name]) for i, word in enumerate(words) if (name := _in_list(word)) is not None]
+    if not known:
+        return "higher" if any(word.rstrip("12") in _WEAK for word in words) else None
+    position, direction = known[-1]
+    if any(word in ("neg", "negative") for word in words[:position]):
+        return "lower" if direction == "higher" else "higher"
+    return direction
+
+
+def _in_list(word: str) -> str | None:
+    return next((name for name in (word, word.rstrip("12")) if name in _DIRECTIONS), None)
+
+
+def direction_of(metric: str, better: Better | None) -> Better:
+    """What is better of a metric: as it is said, else as its name says.
+
+    Raises:
+        ValueError: nothing is said and the name is not known, or ``better`` is neither ``"lower"`` nor ``"higher"``.
+    """
+    if better not in (None, "lower", "higher"):
+        raise ValueError(f"better must be 'lower' or 'higher'; got {better!r}")
+    known = known_direction(metric)
+    if better is None and known is None:
+        raise ValueError(
+            f"the name of the metric {metric!r} does not say whether lower or higher values are better: "
+            "pass better='lower' or better='higher'"
+        )
+    if better is not None and known is not None and better != known:
+        warnings.warn(
+            f"better={better!r} is taken as it is given, but of a metric called {metric!r} {known} values are usually "
+            "better",
+            stacklevel=3,
+        )
+    return better or known or "lower"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +93,8 @@ class ArmSummary:
         vs_vanilla: the paired comparison with vanilla; ``None`` for vanilla itself.
         vs_control: the paired comparison with the control; ``None`` where there is none or it is vanilla.
         time_ratio: time per epoch against vanilla: median over seeds of the ratio of the median epoch times.
+        repeats: seeds whose training is the same as that of an earlier seed of this arm, in all metrics of all epochs:
+            they are not independent, and nothing is concluded from them.
     """
 
     name: str
@@ -43,6 +109,7 @@ class ArmSummary:
     vs_vanilla: Judgement | None
     vs_control: Judgement | None
     time_ratio: float
+    repeats: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +132,12 @@ class Subject:
     settings: Mapping[str, Any]
     code: str = ""
 
+    @property
+    def family(self) -> str:
+        """Hash of what arms are judged on: those of one family of tests have it in common, whatever the versions."""
+        content = [self.name, self.metric, dict(self.settings), self.code]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -81,6 +154,10 @@ class Comparison:
         arms: one summary per arm, vanilla first, each method followed by its control.
         records: every trial's record.
         flatness: how flat the final models are, arm by arm; ``None`` where it was not asked for.
+        earlier_arms: methods that the store judged on this subject before and that are not among ``arms``: the
+            correction for the number of comparisons counts them.
+        earlier_seeds: other sets of seeds that the store judged on this subject before. A verdict that comes after
+            other looks at the data is more often false than ``level`` says.
     """
 
     task: str
@@ -93,3 +170,10 @@ class Comparison:
     arms: tuple[ArmSummary, ...]
     records: tuple[Record, ...]
     flatness: FlatnessSummary | None = None
+    earlier_arms: tuple[str, ...] = ()
+    earlier_seeds: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """Every arm's verdict against vanilla, by the arm's name; vanilla itself has none."""
+        return {arm.name: arm.vs_vanilla.verdict for arm in self.arms if arm.vs_vanilla is not None}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from flatter.study.analysis import look_of
 from flatter.study.executors import Executor, Lost
 from flatter.study.machine import versions
 from flatter.study.plan import PlayedCell, plan_study
@@ -13,11 +15,16 @@ from flatter.study.results import CellResult, result_of, values_of
 from flatter.study.runner import TrialSpec, valid_json
 from flatter.study.spec import StudySpec
 from flatter.study.store import Store
+from flatter.study.subjects import describe, look_at_code_again
+from flatter.study.tasks import get_task
 from flatter.study.work import Work
 
 
 class StudyWatcher(Protocol):
     """Who is told how a study goes."""
+
+    def reused(self, record: Record) -> None:
+        """A trial of the round that starts next was in the store before the study was started; said once."""
 
     def round_starts(self, missing: int, planned: int) -> None:
         """So many trials are to be run now, of so many that this round has."""
@@ -48,16 +55,31 @@ def drive(
     Raises:
         StoreError, DataError, TrialError, StudyError, ExecutorError: see there. What ended before is kept.
     """
-    again: set[str] = set()  # what was retried is not retried once more in a later round
-    plan = plan_study(study)
+    look_at_code_again()
+    known: set[str] = set()  # what the watcher was told of; a trial that was retried is not in a later round again
+    _remember_tasks(study, store)
+    plan = plan_study(study, store.remember_task if store.is_writable else None)
     try:
         specs = next(plan)
         while True:
-            _run_round(specs, store, executor, work, watcher, again if retry_failed else None)
+            _run_round(specs, store, executor, work, watcher, known, retry_failed)
             specs = plan.send(values_of(specs, store))
     except StopIteration as end:
         played: list[PlayedCell] = end.value
-    return [result_of(cell, store, study.final.level) for cell in played]
+    results = [result_of(cell, store, study.final.level) for cell in played]
+    for cell, result in zip(played, results, strict=True):
+        if result.comparison is not None and store.is_writable:
+            subject = replace(cell.subject, name=cell.cell.name)
+            store.remember_look(subject.family, look_of(cell.trials, cell.arms, result.comparison.seeds))
+    return results
+
+
+def _remember_tasks(study: StudySpec, store: Store) -> None:
+    """Keeps what commands that read only need of the user's own tasks: they do not import them."""
+    for cell in study.cells:
+        task = get_task(cell.task)
+        if task.is_own and store.is_writable:
+            store.remember_task(task.name, "", describe(task))
 
 
 def _run_round(
@@ -66,22 +88,34 @@ def _run_round(
     executor: Executor,
     work: Work,
     watcher: StudyWatcher,
-    again: set[str] | None,
+    known: set[str],
+    retry_failed: bool,
 ) -> None:
     unique = {spec.key: spec for spec in specs}
-    missing = [spec for spec in unique.values() if _is_missing(spec, store, again)]
+    missing = []
+    for spec in unique.values():
+        kept = _kept(spec, store, known, retry_failed)
+        if kept is None:
+            missing.append(spec)
+        elif spec.key not in known:
+            known.add(spec.key)
+            watcher.reused(kept)
+    if missing:
+        store.check_writable()
     watcher.round_starts(len(missing), len(unique))
     for spec, outcome in executor.run(work, missing):
         record = _lost(spec, outcome) if isinstance(outcome, Lost) else outcome
         store.put(record)
-        if again is not None:
-            again.add(spec.key)
+        known.add(spec.key)
         watcher.ended(spec, record)
 
 
-def _is_missing(spec: TrialSpec, store: Store, again: set[str] | None) -> bool:
+def _kept(spec: TrialSpec, store: Store, known: set[str], retry_failed: bool) -> Record | None:
+    """The record of a trial that need not be run."""
     record = store.get(spec.key)
-    return record is None or (again is not None and record.status == "failed" and spec.key not in again)
+    if record is not None and retry_failed and record.status == "failed" and spec.key not in known:
+        return None
+    return record
 
 
 def _lost(spec: TrialSpec, lost: Lost) -> Record:

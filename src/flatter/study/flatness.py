@@ -15,6 +15,8 @@ from flatter.flatness.objective import Loss
 from flatter.flatness.weight_paths import random_weight_paths
 from flatter.study.records import FlatnessRecord
 
+# A trace with a wider 95 % interval, as a share of it, counts as not converged.
+TRACE_ERROR = 0.1
 # Told what is measured, how far it is and how far it can go.
 Told = Callable[[str, int, int], None]
 
@@ -129,7 +131,8 @@ def _eigenvalues(
         progress=lambda done, of: told("eigenvalues", done, of),
     )
     for number, (value, residual) in enumerate(zip(found.values, found.residuals, strict=True), start=1):
-        yield eigenvalue_key(number), value, residual <= 1e-2 * abs(value)
+        # The largest is itself; whether another is the next one is known once all are.
+        yield eigenvalue_key(number), value, residual <= 1e-2 * abs(value) and (number == 1 or found.converged)
 
 
 def _trace(model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, seed: int, told: Told) -> Measured:
@@ -143,7 +146,7 @@ def _trace(model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, 
         max_batches=settings.max_batches,
         progress=lambda done, of: told("trace", done, of),
     )
-    yield "trace", estimate.value, True
+    yield "trace", estimate.value, estimate.error <= TRACE_ERROR * abs(estimate.value)
     yield "trace_error", estimate.error, True
 
 

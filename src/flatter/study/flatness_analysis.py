@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median, stdev
 
-from flatter.stats import Correlation, judge, rank_correlation
-from flatter.study.arms import VANILLA, Arm
+from flatter.stats import Correlation, Verdict, rank_correlation
+from flatter.study.arms import Arm, judge_arms
 from flatter.study.flatness import FlatnessSettings, judged_measures
 from flatter.study.flatness_summary import ArmFlatness, FlatnessSummary, Measure
 from flatter.study.records import FlatnessRecord, Record
@@ -22,11 +22,11 @@ def summarise_flatness(
     metric: Values,
     settings: FlatnessSettings,
     level: float,
+    barred: Mapping[tuple[str, str], Verdict],
 ) -> FlatnessSummary:
     """Compares the arms' flatness as their metric is compared.
 
-    Every measure is judged in two families of tests of its own (Holm): all arms against vanilla, and every method
-    against its control.
+    Every measure is judged in a family of tests of its own, as the metric is: see :func:`judge_arms`.
 
     Args:
         records: of each arm, one per seed in the same order.
@@ -34,6 +34,7 @@ def summarise_flatness(
         metric: the final metric of each arm by seed; NaN for a failed trial.
         settings: what was measured.
         level: family-wise level of the tests.
+        barred: by arm and baseline, comparisons that must not be tested.
     """
     labels = judged_measures(settings.to_dict())
     values = {key: {name: [_value(record, key) for record in own] for name, own in records.items()} for key in labels}
@@ -43,7 +44,9 @@ def summarise_flatness(
     measured = [record.flatness for own in records.values() for record in own if record.flatness is not None]
     return FlatnessSummary(
         settings=settings.to_dict(),
-        measures=tuple(_measure(key, labels[key], values[key], arms, metric, rate, complete, level) for key in labels),
+        measures=tuple(
+            _measure(key, labels[key], values[key], arms, metric, rate, complete, level, barred) for key in labels
+        ),
         loss={name: _mean([_value(record, "loss") for record in own]) for name, own in records.items()},
         rate=rate,
         complete=tuple(complete),
@@ -64,15 +67,9 @@ def _measure(
     rate: Mapping[str, float],
     complete: Sequence[str],
     level: float,
+    barred: Mapping[tuple[str, str], Verdict],
 ) -> Measure:
-    against_vanilla = {arm.name: (values[arm.name], values[VANILLA]) for arm in arms if arm.name != VANILLA}
-    against_control = {
-        arm.name: (values[arm.name], values[arm.control])
-        for arm in arms
-        if arm.control is not None and arm.control != VANILLA
-    }
-    vs_vanilla = judge(against_vanilla, better="lower", level=level)
-    vs_control = judge(against_control, better="lower", level=level)
+    vs_vanilla, vs_control = judge_arms(values, arms, better="lower", level=level, barred=barred)
     means = {name: _mean(values[name]) for name in values}
     metric_means = {name: fmean(metric[name]) for name in complete}
     return Measure(

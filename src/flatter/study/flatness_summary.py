@@ -70,7 +70,8 @@ class FlatnessSummary:
             that goes along with one goes along with the other.
         missing: arm, seed and reason of each trial with something missing.
         trace_error: median over trials of the trace's 95 % error bar, as a share of the trace.
-        unconverged: of how many trials each eigenvalue was not within its tolerance, by its name in the records.
+        unconverged: of how many trials each eigenvalue, or the trace, was not within its tolerance, by its name in the
+            records.
         seconds: median over trials of what the measurements took.
     """
 

@@ -25,8 +25,16 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def environment() -> Mapping[str, str]:
-    """The rest that may be asked for later: platform, further packages, the GPU where there is one."""
-    found = {"platform": platform.platform(), "processor": platform.machine(), "numpy": np.__version__}
+    """The rest that may be asked for later: platform, processor, further packages, the GPU where there is one."""
+    found = {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "instructions": _instructions(),
+        "numpy": np.__version__,
+    }
+    found = {name: value for name, value in found.items() if value}
     for package in ("numba", "optuna", "ray"):
         try:
             found[package] = importlib.metadata.version(package)
@@ -36,6 +44,44 @@ def environment() -> Mapping[str, str]:
         found["gpu"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
     return found
+
+
+# What decides the last bits of a result: kernels are chosen by these, and round differently.
+_KIND = ("processor", "cpu", "cpu_capability", "instructions", "gpu", "cuda")
+_VECTOR_INSTRUCTIONS = re.compile(r"sse|ssse|avx|fma|f16c|amx|neon|asimd|sve|sme(?!p)|bf16|i8mm|vsx")
+
+
+def kind_of_machine(of_record: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """The part of an environment that results may depend on to the bit; ``None`` in records of older versions."""
+    there = of_record or {}
+    return {name: there[name] for name in _KIND if name in there} if "cpu_capability" in there else None
+
+
+def kind_in_words(kind: Mapping[str, str]) -> str:
+    """Processor, torch's CPU capability, GPU."""
+    parts = [kind.get("cpu") or kind.get("processor"), kind.get("cpu_capability"), kind.get("gpu")]
+    return ", ".join(part for part in parts if part)
+
+
+def _cpu_model() -> str:
+    return _cpu_info("model name", "Model", "cpu model") or platform.processor()
+
+
+def _instructions() -> str:
+    """The vector instructions that the processor has, in alphabetical order; empty where the system does not tell."""
+    return " ".join(sorted(each for each in _cpu_info("flags", "Features").split() if _VECTOR_INSTRUCTIONS.match(each)))
+
+
+def _cpu_info(*names: str) -> str:
+    """A field of the first processor in Linux's list; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return ""
+    for name in names:
+        if found := re.search(rf"^{name}\s*: *(.*)$", text, re.MULTILINE):
+            return found[1].strip()
+    return ""
 
 
 def git_state() -> Mapping[str, str]:

@@ -8,7 +8,7 @@ again with what the store holds, it comes to where it was. So a study goes on af
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, TypeVar
@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from flatter.study.arms import VANILLA, Arm, arguments_of, make_arm, with_controls
 from flatter.study.comparison import Subject
 from flatter.study.runner import TrialSpec, paired_trials
-from flatter.study.search import Configuration, best, search
+from flatter.study.search import Configuration, best
+from flatter.study.search import search as propose
 from flatter.study.spec import ArmSpec, CellSpec, Space, StudySpec
-from flatter.study.subjects import subject_of
-from flatter.study.tasks import Settings, get_task
+from flatter.study.subjects import Note, plain_settings, subject_of, updated
+from flatter.study.tasks import Settings, Task, get_task
 
 R = TypeVar("R")
 Values = Mapping[str, float]  # by the trial's key: the final epoch's metric, NaN for a failed trial
@@ -36,6 +37,9 @@ class Tuned:
         configurations: what was tried.
         values: the validation metric of each, the mean over the tuning seeds; NaN where a seed failed.
         chosen: position of the chosen one.
+        known: how many of the configurations the baseline's search had trained already.
+        budget: with the samplers random and tpe, how many others were to be trained; ``None`` for a grid. Fewer were
+            where the space has no more.
     """
 
     arm: str
@@ -43,6 +47,8 @@ class Tuned:
     configurations: tuple[Configuration, ...]
     values: tuple[float, ...]
     chosen: int
+    known: int = 0
+    budget: int | None = None
 
     @property
     def choice(self) -> Configuration:
@@ -71,28 +77,45 @@ class PlayedCell:
     trials: tuple[TrialSpec, ...]
 
 
-def plan_study(study: StudySpec) -> Plan[list[PlayedCell]]:
-    """The plan of a whole study: all cells at once."""
-    return together([plan_cell(study, cell) for cell in study.cells])
+def plan_study(study: StudySpec, note: Note | None = None) -> Plan[list[PlayedCell]]:
+    """The plan of a whole study: all cells at once. For ``note`` see :func:`plan_cell`."""
+    return together([plan_cell(study, cell, note) for cell in study.cells])
 
 
-def plan_cell(study: StudySpec, cell: CellSpec) -> Plan[PlayedCell]:
-    """The plan of one cell."""
+def plan_cell(study: StudySpec, cell: CellSpec, note: Note | None = None) -> Plan[PlayedCell]:
+    """The plan of one cell.
+
+    Args:
+        study: the study.
+        cell: the cell.
+        note: see :func:`flatter.study.subjects.updated`.
+    """
     task = get_task(cell.task)
-    settings = task.settings.updated({**study.settings, **cell.settings})
+    settings = updated(task, task.settings, {**study.settings, **cell.settings}, note)
     judged = subject_of(task, settings)
     tuned_on = replace(judged, metric=task.validation_metric)
     tuning = study.tuning
     baseline = None
     start: Mapping[str, Any] = {}
+    trained: frozenset[str] = frozenset()
     if tuning.baseline:
         vanilla = ArmSpec(method=VANILLA)
-        baseline = yield from _tune(study, tuned_on, settings, vanilla, tuning.baseline, tuning.baseline_trials, {})
+        search = _Search(study, tuned_on, task, settings, vanilla, tuning.baseline, {}, f"{cell.name}\nbaseline", note)
+        baseline = yield from _tune(search, tuning.baseline_trials)
         start = baseline.choice
-    searches = [_tune(study, tuned_on, settings, arm, arm.space, tuning.trials, start) for arm in study.arms]
+        trained = frozenset(map(search.key, baseline.configurations))
+    searches = [
+        _tune(
+            _Search(study, tuned_on, task, settings, arm, arm.space, start, f"{cell.name}\narm\n{arm.name}", note),
+            tuning.trials,
+            trained,
+        )
+        for arm in study.arms
+    ]
     tuned = yield from together(searches)
     chosen = [
-        normalised(arm_with(arm, start, search.choice), settings) for arm, search in zip(study.arms, tuned, strict=True)
+        normalised(arm_with(arm, start, each.choice), task, settings, note)
+        for arm, each in zip(study.arms, tuned, strict=True)
     ]
     arms = with_controls(chosen, controls=study.final.controls)
     trials = [replace(spec, threads=study.threads) for spec in paired_trials(judged, arms, study.final.seeds)]
@@ -129,44 +152,94 @@ def arm_with(arm: ArmSpec, start: Mapping[str, Any], configuration: Configuratio
     return make_arm(arm.method, arguments, name=arm.name, settings={**start, **arm.settings, **rest})  # type: ignore[arg-type]
 
 
-def normalised(arm: Arm, settings: Settings) -> Arm:
+def normalised(arm: Arm, task: Task, settings: Settings, note: Note | None = None) -> Arm:
     """The arm with the settings that differ from the cell's, as they are trained with.
 
     So that two ways to say one thing are one trial, and an arm that says what vanilla does is known as vanilla.
     """
-    own, common = settings.updated(arm.settings).model_dump(), settings.model_dump()
+    own = plain_settings(task.name, updated(task, settings, arm.settings, note))
+    common = plain_settings(task.name, settings)
     differing = {name: value for name, value in own.items() if value != common[name]}
     return replace(arm, settings=differing, description="")
 
 
-def _tune(
-    study: StudySpec,
-    subject: Subject,
-    settings: Settings,
-    arm: ArmSpec,
-    space: Space,
-    trials: int | None,
-    start: Mapping[str, Any],
-) -> Plan[Tuned]:
-    base = {**subject.settings, **start, **arm.settings, **arguments_of(arm.method), **arm.arguments}
-    seeds = study.tuning.seeds
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What one search trains.
+
+    Attributes:
+        study: the study.
+        subject: what is trained, judged on validation data.
+        task: the cell's task.
+        settings: its settings there.
+        arm: the arm.
+        space: what is tuned.
+        start: the baseline's choice.
+        stream: what tells the search from the study's others.
+        note: see :func:`plan_cell`.
+    """
+
+    study: StudySpec
+    subject: Subject
+    task: Task
+    settings: Settings
+    arm: ArmSpec
+    space: Space
+    start: Mapping[str, Any]
+    stream: str
+    note: Note | None
+
+    def trials(self, configuration: Configuration) -> list[TrialSpec]:
+        """The trials of one configuration, one per tuning seed."""
+        arm = normalised(arm_with(self.arm, self.start, configuration), self.task, self.settings, self.note)
+        return [TrialSpec(self.subject, arm, seed, self.study.threads) for seed in self.study.tuning.seeds]
+
+    def key(self, configuration: Configuration) -> str:
+        """What tells trained configurations apart, also those of different searches."""
+        return self.trials(configuration)[0].key
+
+
+def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> Plan[Tuned]:
+    """Plays a search.
+
+    Args:
+        search: what it trains.
+        trials: with the samplers random and tpe, how many configurations to train.
+        trained: keys of the configurations that were trained before.
+    """
+    arm, start, better = search.arm, search.start, search.subject.better
+    tuning = search.study.tuning
+    if not search.space:
+        return Tuned(arm.name, (), ({},), (math.nan,), 0)
+    base = {**search.subject.settings, **start, **arm.settings, **arguments_of(arm.method), **arm.arguments}
     configurations: list[Configuration] = []
     means: list[float] = []
-    if not space:
-        return Tuned(arm.name, (), ({},), (math.nan,), 0)
-    proposals = search(space, study.tuning, trials, base, subject.better)
+    proposals = propose(
+        search.space,
+        tuning,
+        trials,
+        base,
+        better,
+        stream=search.stream,
+        is_known=lambda configuration: search.key(configuration) in trained,
+    )
     asked = next(proposals)
     while True:
-        arms = [normalised(arm_with(arm, start, configuration), settings) for configuration in asked]
-        specs = [TrialSpec(subject, each, seed, study.threads) for each in arms for seed in seeds]
-        values = yield specs
-        found = [values[spec.key] for spec in specs]
-        told = [fmean(found[i : i + len(seeds)]) for i in range(0, len(found), len(seeds))]
+        specs = [search.trials(configuration) for configuration in asked]
+        values = yield [spec for each in specs for spec in each]
+        told = [fmean(values[spec.key] for spec in each) for each in specs]
         configurations += asked
         means += told
         try:
             asked = proposals.send(told)
         except StopIteration:
             break
-    chosen = best(means, subject.better)
-    return Tuned(arm.name, tuple(space), tuple(configurations), tuple(means), chosen)
+    return Tuned(
+        arm.name,
+        tuple(search.space),
+        tuple(configurations),
+        tuple(means),
+        best(means, better),
+        known=sum(search.key(configuration) in trained for configuration in configurations),
+        budget=None if tuning.sampler == "grid" else trials,
+    )

@@ -125,5 +125,5 @@ def result_of(played: PlayedCell, store: Store, level: float) -> CellResult:
             if record is not None and spec.seed not in lacking
         ]
         subject = replace(played.subject, name=played.cell.name)
-        comparison = analyse(subject, records, played.arms, seeds, level=level)
+        comparison = analyse(subject, records, played.arms, seeds, level=level, store=store)
     return CellResult(played.cell, played.baseline, played.tuned, comparison)

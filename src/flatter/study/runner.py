@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -18,7 +19,7 @@ from flatter.study.flatness import FlatnessSettings
 from flatter.study.machine import environment, peak_memory, start_memory_count, versions
 from flatter.study.records import Record, Status
 from flatter.study.store import Store
-from flatter.study.trial import Trial, TrialError
+from flatter.study.trial import ShortTrialError, Trial, TrialError
 
 TrainFunction = Callable[[Trial], None]
 
@@ -121,8 +122,9 @@ def run(
             another arm it is a failed trial's outcome.
     """
     for number, spec in enumerate(specs):
-        record = store.get(spec.key)
-        if record is None or _lacks_flatness(record, flatness) or (retry_failed and _failed(record, flatness)):
+        record = _reused(spec, store, flatness, retry_failed)
+        if record is None:
+            store.check_writable()
             watcher.started(spec, number, len(specs))
             record = run_trial(spec, train, watcher, flatness=flatness, failures=spec.arm.name != VANILLA)
             store.put(record)
@@ -130,6 +132,21 @@ def run(
         record = replace(record, arm=spec.arm.name)
         watcher.ended(spec, record, number, len(specs))
         yield record
+
+
+def reused(
+    specs: list[TrialSpec], store: Store, *, flatness: FlatnessSettings | None = None, retry_failed: bool = False
+) -> Iterator[Record]:
+    """The records that :func:`run`, called with the same arguments, would take from the store."""
+    found = (_reused(spec, store, flatness, retry_failed) for spec in specs)
+    return (record for record in found if record is not None)
+
+
+def _reused(spec: TrialSpec, store: Store, flatness: FlatnessSettings | None, retry_failed: bool) -> Record | None:
+    record = store.get(spec.key)
+    if record is None or _lacks_flatness(record, flatness) or (retry_failed and _failed(record, flatness)):
+        return None
+    return record
 
 
 def lacking_flatness(specs: list[TrialSpec], store: Store, flatness: FlatnessSettings | None) -> int:
@@ -163,7 +180,8 @@ def run_trial(
         train: the training function.
         watcher: who is told of its epochs.
         flatness: what to measure of the final model; default: nothing.
-        failures: whether an exception in the training is the trial's outcome (the default) or raised.
+        failures: whether an exception in the training, and a training that ends before it said, is the trial's
+            outcome (the default) or raised.
 
     Raises:
         TrialError: the training function does not use its trial as it must.
@@ -175,28 +193,32 @@ def run_trial(
         spec.arm,
         spec.seed,
         lambda epoch: watcher.reported(spec, len(trial.epochs) - 1, epoch),
+        metric=spec.subject.metric,
         flatness=flatness,
         on_measure=lambda what, done, of: watcher.measuring(spec, what, done, of),
     )
     error: str | None = None
+    where: str | None = None
     try:
         train(trial)
-        _check_use(trial, spec)
+        trial.check_use()
         if flatness is not None and trial.flatness is None:
             raise TrialError(
                 "flatness is asked for, but the training function does not call trial.measure_flatness(model, loss, "
                 "data) after its last report"
             )
-    except TrialError:
-        raise
+    except TrialError as exception:
+        if not failures or not isinstance(exception, ShortTrialError):
+            raise
+        error = f"{type(exception).__name__}: {exception}"
     except (Exception, SystemExit) as exception:
         if not failures:
             raise
-        # A message may quote a file name that is no text: it must not keep the record from its store.
-        error = f"{type(exception).__name__}: {exception}".encode(errors="backslashreplace").decode()
+        error = _as_text(f"{type(exception).__name__}: {exception}")
+        where = _as_text("".join(traceback.format_exception(exception)))
     metric = spec.subject.metric
-    if error is None and not math.isfinite(trial.epochs[-1][metric]):
-        error = f"final {metric} is {trial.epochs[-1][metric]}"
+    if error is None and not math.isfinite(final := trial.epochs[-1].get(metric, math.nan)):
+        error = f"final {metric} is {final}"
     status: Status = "finished" if error is None else "failed"
     return Record(
         key=spec.key,
@@ -213,7 +235,13 @@ def run_trial(
         seconds=time.perf_counter() - clock,
         memory=peak_memory(),
         environment=environment(),
+        traceback=where,
     )
+
+
+def _as_text(message: str) -> str:
+    """A message may quote a file name that is no text: it must not keep the record from its store."""
+    return message.encode(errors="backslashreplace").decode()
 
 
 def valid_json(value: Any) -> Any:
@@ -223,13 +251,3 @@ def valid_json(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: valid_json(item) for key, item in value.items()}
     return [valid_json(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _check_use(trial: Trial, spec: TrialSpec) -> None:
-    if not trial.epochs:
-        raise TrialError("the training function returned without a single trial.report(...)")
-    if spec.subject.metric not in trial.epochs[-1]:
-        reported = ", ".join(
-            name for name in trial.epochs[-1] if name not in ("scheduled_lr", "effective_lr", "seconds")
-        )
-        raise TrialError(f"the training function reports {reported}, but the comparison judges {spec.subject.metric!r}")

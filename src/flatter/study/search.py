@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from flatter.stats import Better
@@ -20,22 +21,36 @@ Configuration = dict[str, Value]
 Search = Generator[list[Configuration], Sequence[float], None]
 
 
-def search(space: Space, tuning: TuningSpec, trials: int | None, base: Mapping[str, Any], better: Better) -> Search:
+def search(
+    space: Space,
+    tuning: TuningSpec,
+    trials: int | None,
+    base: Mapping[str, Any],
+    better: Better,
+    *,
+    stream: str = "",
+    is_known: Callable[[Configuration], bool] = lambda configuration: False,
+) -> Search:
     """Proposes configurations round by round; is sent the values of a round in its order, NaN for a failed one.
+
+    The samplers random and tpe propose no configuration twice. One that was trained before, in the baseline's search,
+    is proposed but does not count: its value is there, and costs nothing. They end early where no others are left.
 
     Args:
         space: what is tuned.
         tuning: the sampler and its seed.
-        trials: number of configurations for the samplers random and tpe.
+        trials: for the samplers random and tpe, the number of configurations that are trained.
         base: the settings that ``times`` multiply.
         better: whether lower or higher values are better.
+        stream: what tells the search from the study's others, such as cell, arm and stage: every search draws for
+            itself, from the study's seed and this.
+        is_known: whether a configuration was trained before the search.
     """
     if tuning.sampler == "grid":
-        values = [_listed(key, dimension, base) for key, dimension in space.items()]
-        yield [dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*values)]
+        yield list(_grid(space, base))
     else:
         assert trials is not None  # the study file has been checked
-        yield from _sampled(space, tuning, trials, base, better)
+        yield from _sampled(space, tuning, trials, base, better, stream, is_known)
 
 
 def best(values: Sequence[float], better: Better) -> int:
@@ -51,33 +66,73 @@ def _listed(key: str, dimension: Choices | Times | Range, base: Mapping[str, Any
     return [base[key] * factor for factor in dimension.times]
 
 
-def _sampled(space: Space, tuning: TuningSpec, trials: int, base: Mapping[str, Any], better: Better) -> Search:
+def _grid(space: Space, base: Mapping[str, Any]) -> Iterator[Configuration]:
+    values = [_listed(key, dimension, base) for key, dimension in space.items()]
+    return (dict(zip(space, chosen, strict=True)) for chosen in itertools.product(*values))
+
+
+def sampler_seed(seed: int, stream: str) -> int:
+    """A search's own seed, below 2³², from the study's and what tells the search from others."""
+    return int.from_bytes(sha256(f"{seed} {stream}".encode()).digest()[:4], "big")
+
+
+def _sampled(
+    space: Space,
+    tuning: TuningSpec,
+    trials: int,
+    base: Mapping[str, Any],
+    better: Better,
+    stream: str,
+    is_known: Callable[[Configuration], bool],
+) -> Search:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    seed = sampler_seed(tuning.sampler_seed, stream)
     sampler: optuna.samplers.BaseSampler
     if tuning.sampler == "random":
-        sampler = optuna.samplers.RandomSampler(seed=tuning.sampler_seed)
+        sampler = optuna.samplers.RandomSampler(seed=seed)
         size = trials  # what it proposes does not depend on values: one round
     else:
-        sampler = optuna.samplers.TPESampler(seed=tuning.sampler_seed, n_startup_trials=min(10, max(4, trials // 3)))
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(4, trials // 3)))
         size = tuning.round_size
     study = optuna.create_study(sampler=sampler, direction="minimize" if better == "lower" else "maximize")
     # In the order of their names: what is proposed must not depend on the order in which a file gives them.
-    distributions = {key: _distribution(key, space[key], base) for key in sorted(space)}
+    ordered = {key: space[key] for key in sorted(space)}
+    distributions = {key: _distribution(key, dimension, base) for key, dimension in ordered.items()}
+    is_finite = not any(isinstance(dimension, Range) for dimension in space.values())
     tried: set[str] = set()
-    for start in range(0, trials, size):
-        asked = [_ask_new(study, distributions, tried) for _ in range(min(size, trials - start))]
-        values = yield [dict(trial.params) for trial in asked]
-        for trial, value in zip(asked, values, strict=True):
-            if math.isfinite(value):
-                study.tell(trial, value)
-            else:
-                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    trained = 0
+    while trained < trials:
+        asked: list[Any] = []
+        wanted = min(size, trials - trained)
+        while wanted and (trial := _ask_new(study, distributions, tried, ordered if is_finite else {}, base)):
+            asked.append(trial)
+            known = is_known(dict(trial.params))
+            wanted, trained = wanted - (not known), trained + (not known)
+        if asked:
+            values = yield [dict(trial.params) for trial in asked]
+            for trial, value in zip(asked, values, strict=True):
+                if math.isfinite(value):
+                    study.tell(trial, value)
+                else:
+                    study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        if wanted:
+            return  # there are no others
 
 
-def _ask_new(study: Any, distributions: Mapping[str, Any], tried: set[str]) -> Any:
-    """A proposal that was not made before: a repeated one would take from the budget and tell nothing."""
+def _ask_new(
+    study: Any, distributions: Mapping[str, Any], tried: set[str], finite: Space, base: Mapping[str, Any]
+) -> Any | None:
+    """A proposal that was not made before; ``None`` where there is no other.
+
+    Args:
+        study: Optuna's.
+        distributions: what it draws from.
+        tried: what was proposed; the new one is added.
+        finite: the space if it is finite, else empty.
+        base: the settings that ``times`` multiply.
+    """
     import optuna
 
     for _ in range(_ATTEMPTS):
@@ -86,6 +141,11 @@ def _ask_new(study: Any, distributions: Mapping[str, Any], tried: set[str]) -> A
             break
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     else:
+        # Of a space that is nearly used up the sampler may hardly ever propose what is left.
+        left = next((each for each in _grid(finite, base) if repr(each) not in tried), {}) if finite else {}
+        if not left:
+            return None
+        study.enqueue_trial(left)
         trial = study.ask(distributions)
     tried.add(repr(trial.params))
     return trial

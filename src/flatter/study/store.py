@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,22 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from flatter.study.records import FlatnessRecord, Record
+from flatter.study.records import FlatnessRecord, JudgedArm, Look, Record
 
 STORE_NAME = "trials.sqlite"  # in an output folder
 # 2: a record may have flatness measures. 3: it has its specification, time and memory, and what people look for stands
-# in columns of its own. Records of older schemas lack what they lack, and are read as they are.
-SCHEMA = 3
+# in columns of its own. 4: a failed record may have a traceback, comparisons that were judged are remembered, and so is
+# what is known of the user's own tasks. Records of older schemas lack what they lack, and are read as they are.
+SCHEMA = 4
 _COLUMNS = ("task", "arm", "metric", "seed", "status", "error", "started", "seconds")
 
 
 class StoreError(Exception):
     """The store cannot be used. The message is one line; the file was not changed."""
+
+
+class UnwritableStoreError(StoreError):
+    """The store cannot be written to, but may be readable: a read-only folder, a full disk."""
 
 
 class Store:
@@ -41,51 +46,140 @@ class Store:
 
     def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
         self._path = path
+        self._unwritable: UnwritableStoreError | None = None
         self._lock = None if path is None or read_only else FileLock(path.with_name(path.name + ".lock"), timeout=0)
         try:
             if path is not None and not read_only:
                 path.parent.mkdir(parents=True, exist_ok=True)
             if self._lock is not None:
                 self._lock.acquire()
-            where = ":memory:" if path is None else f"file:{quote(str(path))}" + ("?mode=ro" if read_only else "")
-            self._connection = sqlite3.connect(where, timeout=30, uri=path is not None)
-            self._open(read_only)
+            self._connection = self._connect(read_only)
         except Timeout:
             raise StoreError(f"another flatter is writing to {path}: wait for it, or {_ADVICE.lower()}") from None
         except (sqlite3.Error, OSError) as error:
             self._release()
-            raise StoreError(f"cannot use {path} as the store of finished trials: {error}. {_ADVICE}") from None
+            kind = UnwritableStoreError if isinstance(error, (sqlite3.OperationalError, OSError)) else StoreError
+            raise kind(f"cannot use {path} as the store of finished trials: {error}. {_ADVICE}") from None
+        except BaseException:
+            self._release()
+            raise
 
-    def _open(self, read_only: bool) -> None:
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """The store for writing; read-only where there is one that cannot be written to.
+
+        So what is finished can be shown again from a read-only folder or on a full disk; :meth:`check_writable` refuses
+        to run more.
+
+        Raises:
+            StoreError: as for :class:`Store`.
+        """
+        try:
+            return cls(path)
+        except UnwritableStoreError as error:
+            try:
+                store = cls(path, read_only=True)
+            except StoreError:
+                raise error from None
+            store._unwritable = error
+            return store
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether trials can be kept."""
+        return self._unwritable is None
+
+    def check_writable(self) -> None:
+        """Checks that trials can be kept, before one is run.
+
+        Raises:
+            StoreError: the store was opened read-only, because it cannot be written to.
+        """
+        if self._unwritable is not None:
+            raise self._unwritable
+
+    def _connect(self, read_only: bool) -> sqlite3.Connection:
+        if self._path is None:
+            return _opened(":memory:", self._set_up)
+        where = f"file:{quote(str(self._path))}"
+        if not read_only:
+            return _opened(where, self._set_up)
+        try:
+            return _opened(f"{where}?mode=ro", self._look)
+        except sqlite3.OperationalError:
+            # Readers leave marks beside the file; where the folder is read-only, SQLite must be told that nobody
+            # writes. What a killed program left in the log beside the file would be overlooked then.
+            log = self._path.with_name(self._path.name + "-wal")
+            if not self._path.is_file() or (log.exists() and log.stat().st_size):
+                raise
+            return _opened(f"{where}?mode=ro&immutable=1", self._look)
+
+    def _schema(self, connection: sqlite3.Connection) -> int:
+        version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
-            self.close()
             raise StoreError(f"{self._path} was written by a newer flatter (schema {version}): update, or {_ADVICE}")
-        if read_only:
-            self._connection.execute("SELECT key FROM trials LIMIT 1")
-            return
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        with self._connection:
-            # Python begins no transaction before these: without one a migration could stop halfway.
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute("CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
-            if version < SCHEMA:
-                self._add_columns()
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        return version
 
-    def _add_columns(self) -> None:
-        """Brings a file of schema 0 (new), 1 or 2 to 3."""
-        there = {row[1] for row in self._connection.execute("PRAGMA table_info(trials)")}
-        for name in _COLUMNS:
-            if name not in there:
-                self._connection.execute(f"ALTER TABLE trials ADD COLUMN {name}")
-        for key, text in self._connection.execute("SELECT key, record FROM trials").fetchall():
-            values = _columns(_parse(text))
-            assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
-            self._connection.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values, key))
+    def _look(self, connection: sqlite3.Connection) -> None:
+        """Checks that the file is a store."""
+        self._schema(connection)
+        connection.execute("SELECT key FROM trials LIMIT 1")
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        """Makes the tables, or brings those of an older schema up to date."""
+        version = self._schema(connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        with connection:
+            # Python begins no transaction before these: without one a migration could stop halfway.
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
+            if version < SCHEMA:
+                _add_columns(connection)
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS tasks "
+                    "(name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name, key))"
+                )
+                connection.execute(
+                    "CREATE TABLE IF NOT EXISTS looks (family TEXT NOT NULL, look TEXT NOT NULL, UNIQUE (family, look))"
+                )
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def __contains__(self, key: str) -> bool:
         return self._read("SELECT 1 FROM trials WHERE key = ?", key) is not None
+
+    def __len__(self) -> int:
+        row = self._read("SELECT count(*) FROM trials")
+        return 0 if row is None else int(row[0])
+
+    def remember_task(self, name: str, key: str, value: Any) -> None:
+        """Keeps plain data on a user's own task, for commands that read only and so do not import it.
+
+        Args:
+            name: the task's.
+            key: what the data say; what it said before is replaced.
+            value: the data.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        text = json.dumps(value)
+        known = self._read("SELECT value FROM tasks WHERE name = ? AND key = ?", name, key)
+        if known is None or known[0] != text:
+            self._write("INSERT OR REPLACE INTO tasks (name, key, value) VALUES (?, ?, ?)", name, key, text)
+
+    def remembered_task(self, name: str) -> dict[str, Any]:
+        """What is kept on a user's own task, by key; empty where nothing is.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            found = self._connection.execute("SELECT key, value FROM tasks WHERE name = ?", (name,)).fetchall()
+            return {key: json.loads(value) for key, value in found}
+        except sqlite3.OperationalError:  # of an older schema
+            return {}
+        except (sqlite3.Error, ValueError) as error:
+            raise self._damaged(error) from None
 
     def get(self, key: str) -> Record | None:
         """The record of a trial, or ``None`` if it has not ended yet.
@@ -108,9 +202,9 @@ class Store:
         except sqlite3.Error as error:
             raise self._damaged(error) from None
 
-    def _read(self, query: str, key: str) -> tuple[Any, ...] | None:
+    def _read(self, query: str, *values: str) -> tuple[Any, ...] | None:
         try:
-            row: tuple[Any, ...] | None = self._connection.execute(query, (key,)).fetchone()
+            row: tuple[Any, ...] | None = self._connection.execute(query, values).fetchone()
             return row
         except sqlite3.Error as error:
             raise self._damaged(error) from None
@@ -133,18 +227,49 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
+        self._write(
+            f"INSERT OR REPLACE INTO trials (key, record, {', '.join(_COLUMNS)}) VALUES (?, ?{', ?' * len(_COLUMNS)})",
+            record.key,
+            json.dumps(asdict(record)),
+            *_columns(record),
+        )
+
+    def _write(self, statement: str, *values: Any) -> None:
         try:
             with self._connection:
-                self._connection.execute(
-                    f"INSERT OR REPLACE INTO trials (key, record, {', '.join(_COLUMNS)}) "
-                    f"VALUES (?, ?{', ?' * len(_COLUMNS)})",
-                    (record.key, json.dumps(asdict(record)), *_columns(record)),
-                )
+                self._connection.execute(statement, values)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
             raise StoreError(
                 f"cannot write to {self._path}: {error}. The trials before this one are safe; free some space or make "
                 "the folder writable, and run the same command again"
             ) from None
+
+    def looks(self, family: str) -> list[Look]:
+        """The comparisons of a family that were judged, the oldest first; see :attr:`Subject.family`.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        try:
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'looks'").fetchone():
+                return []  # opened only to be read, and older than this table
+            rows = self._connection.execute("SELECT look FROM looks WHERE family = ? ORDER BY rowid", (family,))
+            return [_parse_look(text) for (text,) in rows.fetchall()]
+        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            raise self._damaged(error) from None
+
+    def remember_look(self, family: str, look: Look) -> None:
+        """Remembers that a comparison was judged. One that is remembered already is left alone.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        try:
+            with self._connection:
+                text = json.dumps(asdict(look), sort_keys=True)
+                self._connection.execute("INSERT OR IGNORE INTO looks (family, look) VALUES (?, ?)", (family, text))
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write to {self._path}: {error}. All trials are safe") from None
 
     def close(self) -> None:
         """Closes the file."""
@@ -162,12 +287,43 @@ class Store:
         self.close()
 
 
+def _opened(where: str, set_up: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
+    """A connection that is set up, or closed again."""
+    connection = sqlite3.connect(where, timeout=30, uri=where != ":memory:")
+    try:
+        set_up(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Brings the trials of a file of schema 0 (new), 1 or 2 to 3."""
+    there = {row[1] for row in connection.execute("PRAGMA table_info(trials)")}
+    for name in _COLUMNS:
+        if name not in there:
+            connection.execute(f"ALTER TABLE trials ADD COLUMN {name}")
+    for key, text in connection.execute("SELECT key, record FROM trials").fetchall():
+        values = _columns(_parse(text))
+        assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
+        connection.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values, key))
+
+
 def _parse(text: str) -> Record:
     fields = json.loads(text)
     flatness = fields.pop("flatness", None)
     if flatness is not None:
         flatness = FlatnessRecord(**{**flatness, "unconverged": tuple(flatness["unconverged"])})
     return Record(**{**fields, "epochs": tuple(fields["epochs"]), "flatness": flatness})
+
+
+def _parse_look(text: str) -> Look:
+    fields = json.loads(text)
+    arms = [
+        JudgedArm(**{**arm, "keys": {int(seed): key for seed, key in arm["keys"].items()}}) for arm in fields["arms"]
+    ]
+    return Look(tuple(fields["seeds"]), tuple(arms))
 
 
 def _columns(record: Record) -> list[Any]:

@@ -2,32 +2,176 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import create_model
+from typing_extensions import Self
 
 from flatter.study.comparison import Subject
-from flatter.study.identify import identify
+from flatter.study.identify import identify, plain_data
 from flatter.study.tasks import Settings, SettingsError, Task
+from flatter.study.tasks.task import TaskData
+from flatter.study.trial import Trial
 
 
 def subject_of(task: Task, settings: Settings) -> Subject:
-    """What a task's trials are known by: its settings, and the source of a task of the user's own.
+    """What a task's trials are known by: its settings, and the code of a task of the user's own.
 
     Raises:
         NotIdentifiableError: a task of the user's own that depends on what cannot be seen.
         SettingsError: settings that are not plain data.
     """
-    values = settings.model_dump()
+    values = plain_settings(task.name, settings)
+    return Subject(task.name, task.metric, task.unit, task.direction, values, code_of(task))
+
+
+def plain_settings(task: str, settings: Settings) -> dict[str, Any]:
+    """Settings as plain data, by name.
+
+    Args:
+        task: name of the task, for the message.
+        settings: the settings.
+
+    Raises:
+        SettingsError: one of them is not plain data.
+    """
     try:
-        json.dumps(values)
-    except (TypeError, ValueError) as error:
+        return {name: plain_data(value) for name, value in settings}
+    except TypeError as error:
         raise SettingsError(
-            f"the settings of {task.name} must be plain data, such as numbers and text: {error}"
+            f"the settings of {task} must be plain data, such as numbers, text, paths and dataclasses of these: {error}"
         ) from None
-    return Subject(task.name, task.metric, task.unit, task.better, values, code_of(task))
+
+
+def trained_with(task: Task, values: Mapping[str, Any]) -> Settings:
+    """The task's settings that :func:`plain_settings` gave these values of.
+
+    What the task itself has is kept as it is: not everything can be read back from its plain form.
+
+    Raises:
+        SettingsError: a value that the task refuses.
+    """
+    known = plain_settings(task.name, task.settings)
+    return task.settings.updated({name: value for name, value in values.items() if value != known.get(name, _NOTHING)})
+
+
+def describe(task: Task) -> dict[str, Any]:
+    """A user's own task as plain data: all but what trains. :func:`remembered_task` makes a task of it."""
+    fields = type(task.settings).model_fields
+    kinds = {kind: name for name, kind in _KINDS.items()}
+    return {
+        "summary": task.summary,
+        "metric": task.metric,
+        "validation_metric": task.validation_metric,
+        "unit": task.unit,
+        "better": task.better,
+        "code": code_of(task),
+        "settings": plain_settings(task.name, task.settings),
+        "kinds": {name: kinds.get(_plain_kind(field.annotation), "any") for name, field in fields.items()},
+    }
+
+
+def updated(task: Task, settings: Settings, changes: Mapping[str, Any], note: Note | None) -> Settings:
+    """Settings with changes.
+
+    Args:
+        task: the task.
+        settings: settings of the task.
+        changes: by name.
+        note: is told what came out, where the task is the user's own: its validation may do anything.
+
+    Raises:
+        SettingsError: a name or a value that the task refuses.
+    """
+    result = settings.updated(changes)
+    if note is not None and task.is_own:
+        note(task.name, _update_key(plain_settings(task.name, settings), changes), plain_settings(task.name, result))
+    return result
+
+
+def remembered_task(name: str, notes: Mapping[str, Any]) -> Task:
+    """A task of the user's own, from what a store remembers, without its code: it can be planned, and not trained.
+
+    Args:
+        name: the task's.
+        notes: by key: :func:`describe`'s under ``""``, and what :func:`updated` noted.
+    """
+    known = notes[""]
+    fields: dict[str, Any] = {name: (_KINDS[known["kinds"][name]], value) for name, value in known["settings"].items()}
+    kind = create_model("Settings", __base__=_RememberedSettings, **fields)
+    kind._notes = notes
+    return Task(
+        name=name,
+        summary=known["summary"],
+        settings=kind.model_validate({}),
+        load=_no_load,
+        train=_no_train,
+        metric=known["metric"],
+        validation_metric=known["validation_metric"],
+        unit=known["unit"],
+        better=known["better"],
+        is_own=True,
+        code=known["code"],
+    )
+
+
+Note = Callable[[str, str, Any], None]
+_KINDS: dict[str, Any] = {"float": float, "int": int, "bool": bool, "any": Any}
+
+
+def _plain_kind(annotation: Any) -> Any:
+    return annotation if annotation in (float, int, bool) else None
+
+
+class _RememberedSettings(Settings):
+    """Settings of a task that is not imported: their types are forgotten, but not what came of earlier changes."""
+
+    _notes: ClassVar[Mapping[str, Any]] = {}
+
+    def updated(self, changes: Mapping[str, Any]) -> Self:
+        """See :meth:`Settings.updated`."""
+        known = self._notes.get(_update_key(plain_settings("", self), changes))
+        return super().updated(changes) if known is None else self.model_construct(**known)
+
+
+def _update_key(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> str:
+    return sha256(json.dumps([settings, plain_data(changes)], sort_keys=True).encode()).hexdigest()
+
+
+def _no_load(data_dir: Path | None) -> TaskData:
+    raise NotImplementedError("a task that was not imported has no data")
+
+
+def _no_train(trial: Trial, settings: Any, data: Any) -> None:
+    raise NotImplementedError("a task that was not imported cannot train")
 
 
 def code_of(task: Task) -> str:
-    """A text that changes with the source of a user's own task; empty for a built-in one, which has a version."""
+    """A text that changes with the code of a user's own task; empty for a built-in one, which has a version.
+
+    It is found once, before the first trial of a study: what a training does to its own globals, such as a cache of
+    its data, makes it no other.
+    """
     if not task.is_own:
         return ""
-    return f"{identify(task.train, stored=True)}, {identify(task.load, stored=True)}"
+    if task.code is not None:
+        return task.code
+    return _code_of(task.train, task.load)
+
+
+@functools.lru_cache(maxsize=256)
+def _code_of(train: Callable[..., Any], load: Callable[..., Any]) -> str:
+    return f"{identify(train, stored=True)}, {identify(load, stored=True)}"
+
+
+def look_at_code_again() -> None:
+    """Forgets what tasks of the user's own are known by: a study starts, and their globals may have changed."""
+    _code_of.cache_clear()
+
+
+_NOTHING = object()

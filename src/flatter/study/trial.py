@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiplicativeLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
-from flatter.attach import Handle, perturb
+from flatter.attach import Handle, SharedNoiseWarning, perturb
 from flatter.attach.supported import check_supported
 from flatter.distributions import Constant
 from flatter.flatness.objective import Loss
@@ -20,7 +21,8 @@ from flatter.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 from flatter.perturbation import Perturbation
 from flatter.study.arms import Arm, Peak
 from flatter.study.flatness import FlatnessSettings, Told, measure_flatness
-from flatter.study.records import FlatnessRecord
+from flatter.study.hints import did_you_mean
+from flatter.study.records import OWN_COLUMNS, FlatnessRecord
 
 Interval = Literal["step", "epoch"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -28,6 +30,10 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 class TrialError(RuntimeError):
     """The training function does not use its trial as it must. The message is one line."""
+
+
+class ShortTrialError(TrialError):
+    """The training ran fewer steps or epochs than it said it would, as one may that diverges."""
 
 
 class Trial:
@@ -45,6 +51,10 @@ class Trial:
                 scheduler.step()
                 trial.report(test_error=...)
 
+    What the function does is checked against what it told :meth:`attach`: the optimizer's steps, the epochs, and the
+    scheduler's steps. A schedule and a method's window depend on them, so a training that stops early, or whose numbers
+    are wrong, would not be the training that its arm names. After a metric that is not finite it may return early.
+
     Attributes:
         arm: the arm; a training function should not look at it.
         seed: seed of the initial weights, the batches and the augmentation. The arms of one pair have the same seed.
@@ -58,6 +68,7 @@ class Trial:
         seed: int,
         on_report: Callable[[Mapping[str, float]], None] = lambda epoch: None,
         *,
+        metric: str | None = None,
         flatness: FlatnessSettings | None = None,
         on_measure: Told = lambda what, done, of: None,
     ) -> None:
@@ -66,6 +77,8 @@ class Trial:
         self.epochs: list[dict[str, float]] = []
         self.flatness: FlatnessRecord | None = None
         self._on_report = on_report
+        self._metric = metric
+        self._calendar: _Calendar | None = None
         self._flatness_settings = flatness
         self._on_measure = on_measure
         self._measured = False
@@ -95,8 +108,14 @@ class Trial:
 
         Raises:
             ValueError: an optimizer that cannot be perturbed, or numbers that make no sense.
-            TrialError: the peak arms' control cannot know the mean rate of a scheduler that waits for a metric.
+            TrialError: it was called before in this trial, or the peak arms' control cannot know the mean rate of a
+                scheduler that waits for a metric.
         """
+        if self._calendar is not None:
+            raise TrialError("trial.attach was called twice: attach the one optimizer whose learning rate is compared")
+        for name, value in (("steps_per_epoch", steps_per_epoch), ("epochs", epochs)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         total = epochs if interval == "epoch" else epochs * steps_per_epoch
         own: SchedulerFactory = scheduler or _constant
         check_supported(optimizer, per_element=False)  # in the vanilla arm too: better known before the first trial
@@ -115,10 +134,14 @@ class Trial:
             made = _peak(optimizer, peak, total)
         # The scheduler may be stepped before the report: the rate of an epoch's last step is noted as it steps.
         optimizer.register_step_pre_hook(self._note_rates)
+        must_step = scheduler is not None or (peak is not None and not peak.mean_only)
+        self._calendar = _Calendar(optimizer, made, steps_per_epoch, epochs, interval, must_step)
         if perturbations:
-            self._handle = perturb(
-                optimizer, perturbations, seed=self.seed, steps_per_epoch=steps_per_epoch, epochs=epochs
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SharedNoiseWarning)  # the arms of a seed share it on purpose
+                self._handle = perturb(
+                    optimizer, perturbations, seed=self.seed, steps_per_epoch=steps_per_epoch, epochs=epochs
+                )
         self._clock = time.perf_counter()
         return made
 
@@ -127,10 +150,12 @@ class Trial:
 
         Args:
             seconds: training time of the epoch; default: the wall time since the last report.
-            **metrics: the epoch's metrics, such as ``test_error=3.2``.
+            **metrics: the epoch's metrics, such as ``test_error=3.2``. The judged one must be among those of the first
+                and of the last epoch; NaN in the first says that it is not measured there.
 
         Raises:
-            TrialError: no optimizer was attached, no metric is given, or the flatness was measured before.
+            TrialError: no optimizer was attached; no metric is given; the judged one is missing; the epochs or the
+                steps are not what ``attach`` was told; or the flatness was measured before.
         """
         now = time.perf_counter()
         if self._measured:
@@ -139,12 +164,38 @@ class Trial:
             raise TrialError("the training function must call trial.attach(optimizer, ...) and step before it reports")
         if not metrics:
             raise TrialError("trial.report needs the epoch's metrics, such as trial.report(test_error=3.2)")
+        assert self._calendar is not None
+        self._calendar.check_epoch(len(self.epochs) + 1)
+        if not self.epochs or len(self.epochs) + 1 == self._calendar.epochs:
+            self._check_metric(metrics)
         epoch = {name: float(value) for name, value in metrics.items()}
         epoch["scheduled_lr"], epoch["effective_lr"] = self._last_rates()
         epoch["seconds"] = now - self._clock if seconds is None else seconds
         self.epochs.append(epoch)
         self._on_report(epoch)
         self._clock = time.perf_counter()
+
+    def check_use(self) -> None:
+        """Checks, after the training function returned, that it did what it told :meth:`attach`.
+
+        Raises:
+            TrialError: nothing was reported, or epochs, optimizer steps or scheduler steps are not what was told.
+        """
+        if not self.epochs or self._calendar is None:
+            raise TrialError("the training function returned without a single trial.report(...)")
+        if self._metric is not None and not math.isfinite(self.epochs[-1].get(self._metric, math.nan)):
+            return  # a failed trial, and it need not go on
+        self._calendar.check_end(len(self.epochs))
+
+    def _check_metric(self, metrics: Mapping[str, float]) -> None:
+        if self._metric is None or self._metric in metrics:
+            return
+        reported = [name for name in metrics if name not in OWN_COLUMNS]
+        raise TrialError(
+            f"the training function reports {', '.join(reported)} in epoch {len(self.epochs) + 1}, but the comparison "
+            f"judges {self._metric!r}: {did_you_mean(self._metric, reported)}Pass metric=..., or report {self._metric} "
+            "in the first and the last epoch (NaN in the first if it is not measured there)"
+        )
 
     def measure_flatness(self, model: nn.Module, loss: Loss, data: Any) -> None:
         """Measures how flat the loss is around the final model, if the comparison asks for it; else does nothing.
@@ -182,6 +233,101 @@ class Trial:
         if self._handle is None:
             return scheduled[0], scheduled[0]
         return scheduled[0], self._handle.effective_lr(max(self._handle.step - 1, 0), scheduled)[0]
+
+
+class _Calendar:
+    """Counts what a training does and compares it with what it told ``attach``.
+
+    A gradient scaler skips steps, so fewer optimizer steps are allowed: ten and 2 % of all, but at most an eighth. More
+    are never allowed: the schedule and the methods' windows would be over before the training is.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        steps_per_epoch: int,
+        epochs: int,
+        interval: Interval,
+        must_step: bool,
+    ) -> None:
+        self.epochs = epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._interval = interval
+        self._must_step = must_step
+        self._scheduler = scheduler
+        self._scheduler_start = _scheduler_steps(scheduler)
+        self._steps = 0
+        self._in_step = False
+        self._may_lack = min(10 + 0.02 * epochs * steps_per_epoch, epochs * steps_per_epoch / 8)
+        optimizer.register_step_pre_hook(self._step_begins)
+        optimizer.register_step_post_hook(self._step_ends)
+
+    def _step_begins(self, *_: object) -> None:
+        self._in_step = True
+
+    def _step_ends(self, *_: object) -> None:
+        # The hooks of a step that calls its parent's run twice: begin, begin, end, end.
+        self._steps += self._in_step
+        self._in_step = False
+
+    def check_epoch(self, epoch: int) -> None:
+        """Raise as soon as the numbers are known to be wrong, at the report of an epoch (from 1)."""
+        if epoch > self.epochs:
+            raise TrialError(
+                f"trial.attach was told epochs={self.epochs}, but this is report {epoch}: call trial.report once per "
+                "epoch, and pass the number of epochs that the training runs"
+            )
+        told = epoch * self._steps_per_epoch
+        if not told - self._may_lack <= self._steps <= told:
+            kind = TrialError if self._steps > told else ShortTrialError
+            raise kind(
+                f"trial.attach was told steps_per_epoch={self._steps_per_epoch}, so {told} steps in "
+                f"{_epochs(epoch)}, but optimizer.step was called {self._steps} times: pass the number of optimizer "
+                "steps in an epoch (with gradient accumulation, fewer than batches)"
+            )
+        self._check_scheduler(epoch)
+
+    def check_end(self, reported: int) -> None:
+        """Raise if the training ended before its last epoch."""
+        if reported < self.epochs:
+            raise ShortTrialError(
+                f"trial.attach was told epochs={self.epochs}, but {_epochs(reported)} "
+                f"{'was' if reported == 1 else 'were'} reported: pass the number of epochs that the training runs, and "
+                "report each. A training that stops early cannot be compared: schedules and the methods' windows "
+                "depend on the number of epochs"
+            )
+        self._check_scheduler(reported, ended=True)
+
+    def _check_scheduler(self, epoch: int, ended: bool = False) -> None:
+        now = _scheduler_steps(self._scheduler)
+        if now is None or self._scheduler_start is None or not (ended or epoch > 1):
+            return
+        counted = now - self._scheduler_start
+        per_epoch = self._steps_per_epoch if self._interval == "step" else 1
+        told = per_epoch * epoch
+        # It may be called after the report, not after the last epoch, and not after a skipped optimizer step.
+        least = told - (self._may_lack if self._interval == "step" else 0) - per_epoch
+        fractional = isinstance(self._scheduler, CosineAnnealingWarmRestarts)  # may be told the epoch as a fraction
+        if counted > told or (self._must_step and counted < (1 if fractional else least)):
+            raise TrialError(
+                f"trial.attach was told interval={self._interval!r}, so {told} scheduler steps in {_epochs(epoch)}, "
+                f"but the scheduler that it returned was stepped {counted} times: call its step() once per "
+                f"{self._interval}, or pass interval='step' or 'epoch' as you call it"
+            )
+
+
+def _epochs(count: int) -> str:
+    return "1 epoch" if count == 1 else f"{count} epochs"
+
+
+def _scheduler_steps(scheduler: object) -> int | None:
+    """How often a scheduler was stepped; ``None`` where it does not count."""
+    parts = getattr(scheduler, "_schedulers", None)  # a ChainedScheduler has no counter of its own
+    counter = getattr(scheduler, "last_epoch", None)
+    if counter is None and parts:
+        return _scheduler_steps(parts[0])
+    return int(counter) if isinstance(counter, (int, float)) else None
 
 
 def _constant(optimizer: Optimizer) -> LRScheduler:

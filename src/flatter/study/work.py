@@ -15,7 +15,7 @@ from flatter.study.machine import git_state, versions
 from flatter.study.records import Record
 from flatter.study.runner import TrialSpec, Watcher, run_trial
 from flatter.study.spec import StudyError
-from flatter.study.subjects import code_of
+from flatter.study.subjects import code_of, trained_with
 from flatter.study.tasks import get_task
 from flatter.study.tasks.task import TaskData
 from flatter.study.trial import Trial
@@ -55,7 +55,7 @@ class Work:
                 f"the source of the task {task.name} is another here than where the study was started, or was changed "
                 "since: start the study again, with the same source on every machine"
             )
-        settings = task.settings.updated(spec.settings)
+        settings = trained_with(task, spec.settings)
         settings.check_device()
         data = _load(task.load, self.data_dir if task.reads_files else None)
         if spec.subject.metric == task.validation_metric:

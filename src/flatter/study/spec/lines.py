@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([^\[\]#]+?)\s*\]\]?")
-_KEY = re.compile(r"^\s*([A-Za-z0-9_.\"'-]+)\s*=")
+_PART = r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z0-9_-]+)"""
+_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
+_HEADER = re.compile(rf"^\s*(\[\[?)\s*({_DOTTED})\s*\]")
+_KEY = re.compile(rf"^\s*({_DOTTED})\s*=")
 
 
 def line_of(text: str, location: Sequence[int | str]) -> int | None:
@@ -55,4 +58,14 @@ def _place(names: tuple[str, ...], counts: dict[tuple[int | str, ...], int]) -> 
 
 
 def _names(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+    """The parts of a dotted key; quoted ones may have dots and escapes of their own."""
+    return tuple(_plain(part) for part in re.findall(_PART, dotted))
+
+
+def _plain(part: str) -> str:
+    if not part.startswith('"'):
+        return part.strip("'")
+    try:
+        return str(json.loads(part))
+    except ValueError:  # an escape that TOML has and JSON has not
+        return part.strip('"')

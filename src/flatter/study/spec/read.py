@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def parse_study(text: str, *, name: str, source: str) -> StudySpec:
     try:
         return StudySpec.model_validate({"name": name, **content})
     except ValidationError as error:
-        raise StudyError("; ".join(_problem(source, text, details) for details in error.errors())) from None
+        raise StudyError("; ".join(_problem(source, text, content, each) for each in _own(error.errors()))) from None
 
 
 def _name_of(path: Path) -> str:
@@ -81,10 +81,12 @@ def _name_of(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-") or "study"
 
 
-def _problem(source: str, text: str, details: Any) -> str:
+def _problem(source: str, text: str, content: Mapping[str, Any], details: Any) -> str:
     """One problem as ``studies/x.toml, line 7: tuning.sampler = 'gird': ...``."""
     location = [part for part in details["loc"] if not str(part).startswith("function-")]
-    line = line_of(text, location)
+    if "cells" not in content and location[:2] == ["cells", 0]:
+        location = location[2:]  # `task = "..."` stands for one cell
+    line = line_of(text, location or _named_in(str(details["msg"]), content))
     place = source if line is None else f"{source}, line {line}"
     field = ".".join(str(part) for part in location)
     message = str(details["msg"]).removeprefix("Value error, ")
@@ -98,6 +100,22 @@ def _problem(source: str, text: str, details: Any) -> str:
     value = details["input"]
     shown = f" = {value!r}" if isinstance(value, (str, int, float, bool)) else ""
     return f"{place}: {field}{shown}: {message}" if field else f"{place}: {message}"
+
+
+def _own(problems: Sequence[Any]) -> list[Any]:
+    """The problems that are not others' consequence: a list whose every item is wrong is called empty as well."""
+    inner = {tuple(each["loc"][:1]) for each in problems if len(each["loc"]) > 1}
+    return [each for each in problems if each["type"] != "too_short" or tuple(each["loc"]) not in inner]
+
+
+def _named_in(message: str, content: Mapping[str, Any]) -> list[int | str]:
+    """Where a message on the whole study points to: an arm that it names, else its first field or table."""
+    arms = content.get("arms", [])
+    for position, arm in enumerate(arms if isinstance(arms, list) else []):
+        if isinstance(arm, dict) and f"arm {arm.get('name', arm.get('method'))!r}" in message:
+            return ["arms", position]
+    found = re.search(rf"\b({'|'.join(StudySpec.model_fields)}|task)\b((?:\.\w+)*)", message)
+    return [] if found is None else [*found[0].split(".")]
 
 
 _TABLES: dict[str, type[BaseModel]] = {

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -98,6 +101,19 @@ TASKS: dict[str, Task] = {
 }
 
 
+_REMEMBERED: ContextVar[Mapping[str, Task] | None] = ContextVar("remembered", default=None)
+
+
+@contextmanager
+def without_imports(tasks: Mapping[str, Task]) -> Iterator[None]:
+    """In the block :func:`get_task` imports nothing: tasks of the user's own are those that a store remembers."""
+    token = _REMEMBERED.set(tasks)
+    try:
+        yield
+    finally:
+        _REMEMBERED.reset(token)
+
+
 def get_task(name: str) -> Task:
     """Return the built-in task of that name, or the user's own that ``"module:attribute"`` names.
 
@@ -106,6 +122,11 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
+    remembered = _REMEMBERED.get()
+    if ":" in name and remembered is not None:
+        if name not in remembered:
+            raise UnknownTaskError(f"nothing of the task '{name}' was run yet, and only `flatter run` imports it")
+        return remembered[name]
     if ":" in name:
         return _import_task(name)
     raise UnknownTaskError(f"there is no task '{name}': {did_you_mean(name, TASKS)}The tasks are {', '.join(TASKS)}.")

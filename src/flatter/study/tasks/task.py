@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from flatter.stats import Better
+from flatter.study.comparison import direction_of
 
 if TYPE_CHECKING:
     from flatter.study.trial import Trial
@@ -166,9 +167,11 @@ class Task:
         metric: the reported metric that is judged.
         validation_metric: the reported metric that settings are chosen by, in the same unit.
         unit: their unit.
-        better: whether lower or higher values of them are better.
+        better: whether ``"lower"`` or ``"higher"`` values of them are better. Default: what the metric's name says; a
+            name that does not say it is refused with a :class:`ValueError`.
         reads_files: whether ``load`` reads from the data folder.
         is_own: whether it is the user's own; set where it is imported.
+        code: what the code of the user's own task is known by, where that is remembered; default: found when needed.
     """
 
     name: str
@@ -179,6 +182,16 @@ class Task:
     metric: str = "test_error"
     validation_metric: str = "val_error"
     unit: str = "%"
-    better: Better = "lower"
+    better: Better | None = None
     reads_files: bool = True
     is_own: bool = False
+    code: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "better", direction_of(self.metric, self.better))
+
+    @property
+    def direction(self) -> Better:
+        """What is better, as it is given or known."""
+        assert self.better is not None
+        return self.better

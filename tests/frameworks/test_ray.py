@@ -10,13 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import executor_jobs as jobs
 import psutil
 import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
 
+import executor_jobs as jobs
 from flatter.study.driver import drive
 from flatter.study.executors import ExecutorError, LocalExecutor, Lost, RayExecutor
 from flatter.study.executors.messages import WorkerTraceback

@@ -1,0 +1,7 @@
+"""The device on which the contract and the mixed-precision tests run: ``FLATTER_TEST_DEVICE``, by default the CPU."""
+
+import os
+
+import torch
+
+DEVICE = torch.device(os.environ.get("FLATTER_TEST_DEVICE") or "cpu")
