@@ -412,3 +412,15 @@ def test_an_optimizer_without_a_usable_rate_or_no_optimizer_at_all_is_refused(sh
     assert shape(sgd(lr=0.0), 10, max_lr=0.3, start_lr=0.1).start_lrs == [0.1]
     with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer; got list"):
         shape([], 10)
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    rates = []
+    for integer, real in ((int, float), (np.int64, np.float32)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.125)
+        scheduler = GaussianPeakLR(optimizer, integer(10), max_lr=real(0.5), steps_per_update=integer(2))
+        rates.append((scheduler.get_lr(), scheduler.max_lrs, scheduler.total_steps))
+    assert rates[0] == rates[1]
+    assert type(rates[1][2]) is int

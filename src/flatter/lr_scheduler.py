@@ -426,9 +426,10 @@ class LaplacianPeakLR(_PeakLR):
 
 
 def _positive_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    number = 0 if isinstance(value, bool) or not hasattr(value, "__index__") else int(value)
+    if number < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
-    return value
+    return number
 
 
 def _per_group(name: str, value: float | Sequence[float], groups: int, *, zero: bool = False) -> list[float]:
