@@ -15,8 +15,10 @@ pytest.importorskip("numba")
 
 PROGRAM = """
 import multiprocessing, sys, torch, flatter
+import warnings
 from flatter import optim
 
+warnings.simplefilter("ignore", flatter.SharedNoiseWarning)  # twins, on purpose
 torch.set_num_threads(int(sys.argv[1]))
 
 def start(fused):

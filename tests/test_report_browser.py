@@ -70,6 +70,8 @@ def test_a_page_without_its_program_says_so(browser, pages, tmp_path):
     alone.write_bytes(pages["cell"].read_bytes())
     browser.open(alone)
     assert browser.evaluate("document.querySelector('.plot').textContent").startswith("This figure needs the file")
+    said, browser.complaints[:] = list(browser.complaints), []
+    assert said == ["Failed to load resource: net::ERR_FILE_NOT_FOUND"]
 
 
 @pytest.mark.parametrize("name", ["overview", "cell", "waiting cell", "comparison"])
