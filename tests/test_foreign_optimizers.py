@@ -18,7 +18,7 @@ RIGHT |= {"refused": ("refused rightly", "refused rightly"), "wrapper": ("wrappe
 EXPECTED = {
     "accepted": ("AdaBelief", "AdaBound", "AdaHessian", "FAdam", "Lamb", "LoRARite", "MSVAG", "MuonClip"),
     "coarse": (
-        "ASGD", "AccSGD", "AdamG", "DAdaptSGD", "Gravity", "MADGRAD", "Prodigy", "Ranger", "SOAP", "ScheduleFreeSGD",
+        "AccSGD", "AdamG", "DAdaptSGD", "Gravity", "MADGRAD", "Prodigy", "Ranger", "SOAP", "ScheduleFreeSGD",
     ),
     "refused": ("A2Grad", "AdaFactor", "ApolloDQN"),
     "wrapper": ("Lookahead", "PCGrad", "SAM", "SafeFP16Optimizer", "TRAC"),
@@ -55,3 +55,10 @@ def test_a_warm_up_does_not_hide_or_break_the_verdict():
         handle.remove()
         optimizer.load_state_dict(saved)
         flatter.perturb(optimizer, flatter.leap())
+
+
+def test_a_rate_that_follows_from_the_present_one_is_refused():
+    """The oracle of a constant factor does not see it: noise that changes would compound."""
+    optimizer = pytorch_optimizer.ASGD([torch.nn.Parameter(torch.ones(4, 3))], lr=0.01)
+    with pytest.raises(ValueError, match="it computes its next learning rate from the present one"):
+        flatter.perturb(optimizer, flatter.ralr(), steps_per_epoch=2)

@@ -599,3 +599,78 @@ def test_stream_0_is_the_seed_s_own_noise_and_another_stream_is_not_another_seed
     given = [(3, 1), (3, 2), (3, 2**64 - 1), (4, 0), (4, 1)]
     factors = [plain, *(factor(seed=seed, stream=stream) for seed, stream in given)]
     assert len({bits(of).numpy().tobytes() for of in factors}) == 6
+
+
+# Parameters that a closure writes
+
+
+@pytest.mark.parametrize("scope", FINE)
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, flatter.optim.SGD, CallsSuper], ids=str)
+def test_what_a_closure_writes_into_parameters_is_not_scaled(scope, make):
+    """As a projection, or the moving average of another network, in Lightning's ``training_step``."""
+    results = []
+    for inside in (False, True):
+        parameters = make_parameters()
+        average = nn.Parameter(torch.zeros(4, 3))  # never has a gradient
+        optimizer = make([*parameters, average], lr=0.5)
+        flatter.perturb(optimizer, flatter.Perturbation(flatter.Bernoulli(0.5), scope))
+
+        def prepare(parameters=parameters, average=average):
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.clamp_(-0.3, 0.3)
+                average.lerp_(parameters[0], 0.5)
+            for position, parameter in enumerate(parameters):
+                parameter.grad = torch.sin(3 * parameter.detach() + position)
+
+        for _ in range(3):
+            if inside:
+                optimizer.step(prepare)
+            else:
+                prepare()
+                optimizer.step()
+        results.append(values(optimizer))
+    assert same_bits(*results)
+
+
+def test_a_second_closure_call_at_other_weights_changes_nothing():
+    """SAM calls its closure again where the loss is worse, and steps from where it was."""
+
+    class Sam(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure):
+            with torch.enable_grad():
+                closure()
+            (parameter,) = self.param_groups[0]["params"]
+            parameter.add_(1.0)
+            with torch.enable_grad():
+                closure()
+            parameter.sub_(1.0)
+            super().step()
+
+    parameter = one_parameter()
+
+    def closure():
+        parameter.grad = torch.ones(3)
+
+    optimizer = Sam([parameter], lr=1.0)
+    flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(3.0), "tensor"))
+    optimizer.step(closure)
+    assert parameter.tolist() == [-2.0] * 3
+
+
+# Memory that two parameters share
+
+
+def test_parameters_that_share_memory_are_refused_per_element():
+    one, two = one_parameter(), one_parameter()
+    two.data = one.data
+    optimizer = torch.optim.SGD([one, two], lr=0.1)
+    for scope in FINE:
+        with pytest.raises(ValueError, match="two parameters of the optimizer share memory"):
+            flatter.perturb(optimizer, flatter.Perturbation(UNIFORM, scope))
+    with flatter.perturb(optimizer, flatter.Perturbation(UNIFORM, "all")):
+        optimizer.step()
+    flat = torch.ones(6)
+    halves = [nn.Parameter(flat[:3]), nn.Parameter(flat[3:])]
+    flatter.perturb(torch.optim.SGD(halves, lr=0.1), flatter.leap())

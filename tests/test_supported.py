@@ -689,3 +689,54 @@ def test_names_that_do_not_fit_the_parameters_are_refused_per_element(names):
 @pytest.mark.parametrize("shape", [(0,), (0, 3)])
 def test_an_optimizer_that_holds_only_empty_parameters_is_measured(shape):
     flatter.perturb(Simple([torch.zeros(shape, requires_grad=True)]), flatter.leap(0.1))
+
+
+class Decays(Simple):
+    """Its next rate is a share of the present one: noise would stay in it and compound."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["lr"] = group["lr"] * 0.99
+
+
+class Follows(Simple):
+    """Its next rate follows from the count of its steps."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["lr"] = 0.1 / group["count"]
+
+
+@pytest.mark.parametrize("scope", [*FINE, *COARSE])
+def test_an_optimizer_whose_next_rate_depends_on_the_present_one_is_refused(scope):
+    with pytest.raises(ValueError, match="Decays cannot be perturbed: it computes its next learning rate from the"):
+        flatter.perturb(Decays(make_parameters()), noise(scope))
+    if scope in COARSE:
+        flatter.perturb(Follows(make_parameters()), noise(scope))
+
+
+class LateLookahead(Simple):
+    """Pulls the parameters half of the way back every ``k`` steps, to where they were then."""
+
+    def __init__(self, parameters, k=40):
+        super().__init__(parameters, k=k)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                memory = self.state[p]
+                memory["count"] = memory.get("count", 0) + 1
+                slow = memory.setdefault("slow", [p.sum().item(), p.clone()])
+                if memory["count"] % group["k"] == 0:
+                    p.copy_(slow[1].lerp_(p, 0.5))
+
+
+@pytest.mark.parametrize("k", [5, 31, 40, 100])
+def test_look_ahead_is_seen_though_it_looks_back_late(k):
+    with pytest.raises(ValueError, match="LateLookahead cannot be perturbed per element"):
+        flatter.perturb(LateLookahead(make_parameters(), k), flatter.leap())

@@ -20,6 +20,7 @@ from flatter.attach.factors import Factors
 from flatter.attach.install import HANDLE, Call, Remover, install, is_nested
 from flatter.attach.noisy_step import NoisyStep
 from flatter.attach.rate import shared_tensor_rates
+from flatter.attach.shards import check_memory
 from flatter.attach.supported import KNOWN, check_supported, keep_step, unwrapped
 from flatter.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT, stream_seed
 from flatter.perturbation import Perturbation, fingerprint
@@ -104,6 +105,7 @@ def perturb(
     factors = Factors(optimizer, perturbations, calendar)
     if is_fine:
         factors.refresh()  # raises if the parameters cannot be told apart
+        check_memory([parameter for group in optimizer.param_groups for parameter in group["params"]])
         _warn_if_shared(optimizer, factors, start)
     handle = Handle(optimizer, factors, start, seed, stream)
     keep_step(given)

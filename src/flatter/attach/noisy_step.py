@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from flatter.attach.blend import blend_
 from flatter.attach.factors import Factors
 from flatter.attach.rate import RateLoan
-from flatter.attach.shards import Block, local_part
+from flatter.attach.shards import Block, check_memory, local_part
 from flatter.noise.blender import Blender, Piece, can_blend, compile_ahead
 
 _form = attrgetter("dtype", "device", "shape")
@@ -85,6 +85,7 @@ class NoisyStep:
         self._moving: list[Slot] = []
         self._divided: tuple[list[Slot], list[Piece], list[Slot]] = [], [], []
         self._now = (0, 0)
+        self._closure_is_first = False
         self.running = False
 
     def begin(
@@ -107,20 +108,21 @@ class NoisyStep:
         self._now = seed, step
         self.running = True
         has_closure = any(map(_is_closure, (*args[1:], *kwargs.values())))
+        is_fine = bool(self._factors.fine(step))
         try:
-            if self._factors.fine(step):
-                if self._factors.refresh():
-                    self._forget()
-                # With a closure the gradients are made inside step: which parameters will move is not known yet.
-                self._copy(step, every=has_closure or self._moves_all)
+            # Torch's own optimizers call a closure before all else; it makes the gradients, and parameters are copied
+            # when it returns. Others may move parameters first.
+            if is_fine and (self._moves_all or not has_closure):
+                self._copy_again(step)
             self._lend_rates()
         except BaseException:
             self.abandon()
             raise
-        if not (has_closure and self._rates):
+        if not (has_closure and (is_fine or self._rates)):
             return None
-        args = (args[0], *(self._with_clean_rates(a) if _is_closure(a) else a for a in args[1:]))
-        return args, {key: self._with_clean_rates(a) if _is_closure(a) else a for key, a in kwargs.items()}
+        self._closure_is_first = True
+        args = (args[0], *(self._shielded(a) if _is_closure(a) else a for a in args[1:]))
+        return args, {key: self._shielded(a) if _is_closure(a) else a for key, a in kwargs.items()}
 
     def finish(self) -> None:
         """After the optimizer's own step: rates are clean again, and updates are scaled."""
@@ -143,23 +145,45 @@ class NoisyStep:
             for index, group in enumerate(self._optimizer.param_groups):
                 self._rates.lend(group, self._factors.bounded_rates(seed, step, index))
 
-    def _with_clean_rates(self, closure: Callable[..., Any]) -> Callable[..., Any]:
-        """A closure that finds and leaves the scheduled rates: what it writes is perturbed, and stays written."""
+    def _shielded(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """A closure that runs as between two steps: it is no part of the update that is perturbed.
+
+        It finds the scheduled rates, and what it writes into them stays written. What the first one writes into
+        parameters, such as an average or a projection, is not scaled.
+        """
 
         @functools.wraps(closure, updated=())
-        def clean(*args: Any, **kwargs: Any) -> Any:
+        def shielded(*args: Any, **kwargs: Any) -> Any:
             self._rates.restore()
+            copies = self._closure_is_first and bool(self._factors.fine(self._now[1])) and self._is_unmoved()
+            self._closure_is_first = False
             try:
-                return closure(*args, **kwargs)
+                result = closure(*args, **kwargs)
+                if copies and self.running:
+                    self._copy_again(self._now[1])
+                return result
             finally:
                 if self.running:
                     self._lend_rates()
 
-        return clean
+        return shielded
+
+    def _is_unmoved(self) -> bool:
+        """Whether the optimizer has not moved anything yet in this step."""
+        return all(torch.equal(slot.old, slot.local) for slot in self._moving)
+
+    def _copy_again(self, step: int) -> None:
+        """Copies what may move, as it is now."""
+        if self._factors.refresh():
+            self._forget()
+        self._moving = []
+        self._copy(step, every=self._moves_all)
 
     def _forget(self) -> None:
         """Lets go of what was prepared for parameters that are not the optimizer's any more."""
-        own = {parameter for group in self._optimizer.param_groups for parameter in group["params"]}
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        check_memory(parameters)
+        own = set(parameters)
         self._slots = {parameter: slot for parameter, slot in self._slots.items() if parameter in own}
         self._divided = [], [], []
         self._blenders = {}

@@ -1,7 +1,7 @@
 """Measures on toy copies whether a foreign optimizer can be perturbed.
 
 The oracle: training whose updates are scaled by f afterwards must be training at the rates η · f, in every parameter
-and in everything that the optimizer remembers, over 30 steps with a factor that changes from step to step.
+and in everything that the optimizer remembers, over 30 steps or more with a factor that changes from step to step.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from flatter.attach.toy import (
     FEEDS,
     NOT_COPIED,
     PLAIN,
-    STEPS,
     Form,
     Path,
     parameters_of,
     precision_of,
+    steps_to_see,
     undisturbed,
 )
 
@@ -43,11 +43,13 @@ class Measurement:
 
     Attributes:
         inert: why noise in the rate would do nothing, or ``None`` if the rate acts.
+        compounding: why noise in the rate would stay in it, or ``None`` if it does not.
         nonlinear: why scaling the update afterwards is not training at another rate, or ``None`` if it is.
         failed: why nothing could be measured, or ``None``.
     """
 
     inert: str | None = None
+    compounding: str | None = None
     nonlinear: str | None = None
     failed: str | None = None
 
@@ -86,6 +88,9 @@ def _measure(optimizer: Optimizer) -> Measurement:
         raise _Failure("two copies of it that do the same differ: it is not deterministic")
     if not _acts(form, plain):
         return Measurement(inert="another learning rate in its param_groups makes the same update")
+    compounding = None
+    if not _writes_clean_rates(form, plain):
+        compounding = "it computes its next learning rate from the present one"
     nonlinear: str | None = None
     compared = 0
     for rate in _rates(optimizer):
@@ -105,15 +110,15 @@ def _measure(optimizer: Optimizer) -> Measurement:
         if share is not None:
             nonlinear = nonlinear or (
                 f"scaling its update is not training at another learning rate (at rates near {rate:g} the two part by "
-                f"{min(share, 9.99):.2g} of the way within {STEPS} steps)"
+                f"{min(share, 9.99):.2g} of the way within {form.steps} steps)"
             )
-        elif nonlinear is None and steps == STEPS and not _same_memory(at_rates, afterwards, control):
+        elif nonlinear is None and steps == form.steps and not _same_memory(at_rates, afterwards, control):
             nonlinear = "its state depends on the learning rate"
-    if compared < STEPS // 2 and nonlinear is None:
+    if compared < form.steps // 2 and nonlinear is None:
         nonlinear = "rounding errors alone change its steps so much that its linearity cannot be seen"
     if nonlinear is None:
         nonlinear = _lost_in_rounding(optimizer, form, plain)
-    return Measurement(nonlinear=nonlinear)
+    return Measurement(nonlinear=nonlinear, compounding=compounding)
 
 
 def _acts(form: Form, plain: Path) -> bool:
@@ -123,6 +128,12 @@ def _acts(form: Form, plain: Path) -> bool:
         if unscaled.responds(form.train(rate, LATER_FACTORS), form.train(rate, LATER_FACTORS, shaken=True)):
             return True
     return False
+
+
+def _writes_clean_rates(form: Form, plain: Path) -> bool:
+    """Whether the rates that the optimizer leaves in its groups are the same with and without noise in them."""
+    rates = [[float(group["lr"]) for group in path.toy.param_groups] for path in (plain, form.train(RATES[0], FACTORS))]
+    return all(math.isclose(one, two, rel_tol=1e-6) for one, two in zip(*rates, strict=True))
 
 
 def _rates(optimizer: Optimizer) -> list[float]:
@@ -160,11 +171,12 @@ def _working_form(optimizer: Optimizer) -> tuple[Form, Path]:
     devices = dict.fromkeys(
         [torch.device("cpu"), *(p.device for p in parameters_of(optimizer) if p.device.type != "meta")]
     )
+    steps = steps_to_see(optimizer)
     first_error: Exception | None = None
     idle: tuple[Form, Path] | None = None
     for device, dtype, build in itertools.product(devices, (torch.float64, torch.float32), BUILDS):
         for feed in FEEDS:
-            form = Form(optimizer, device, dtype, build, feed)
+            form = Form(optimizer, device, dtype, build, feed, steps)
             try:
                 path = form.train(RATES[0])
             except Exception as error:

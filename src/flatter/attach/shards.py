@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -58,6 +60,29 @@ class Block:
         row = self.rows[dimension]
         positions = row if isinstance(row, Tensor) else torch.arange(row.start, row.stop, device="cpu")
         return positions.view([-1 if d == dimension else 1 for d in range(len(self.shape))])
+
+
+def check_memory(parameters: Sequence[Tensor]) -> None:
+    """Raises if parameters lie in the same memory: an element that two of them hold cannot have the factors of both.
+
+    Args:
+        parameters: any tensors; only those that are contiguous and have memory of their own are looked at.
+
+    Raises:
+        ValueError: two of them overlap.
+    """
+    plain = [
+        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size())
+        for p in parameters
+        if type(p) in (Tensor, torch.nn.Parameter) and p.layout == torch.strided and p.is_contiguous()
+        if p.device.type != "meta" and p.numel()
+    ]
+    for (_, end), (start, _) in pairwise(sorted(plain)):
+        if end > start:
+            raise ValueError(
+                "two parameters of the optimizer share memory, so which of their factors an element has cannot be "
+                "known. Give the optimizer one of them, or use a perturbation with scope 'all' or 'group'"
+            )
 
 
 def local_part(parameter: Tensor) -> tuple[Tensor, Block]:

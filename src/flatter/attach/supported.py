@@ -103,6 +103,11 @@ def _measured(optimizer: Optimizer, name: str, per_element: bool) -> int:
                 "nothing. Switch its own rate, or its update in the backward pass, off; or use another optimizer, such "
                 "as SGD or AdamW"
             )
+        if found.compounding is not None:
+            raise ValueError(
+                f"{name} cannot be perturbed: {found.compounding} (measured on a toy copy), so noise would stay in the "
+                "rate. Switch its own schedule off and use a scheduler, or use another optimizer, such as SGD or AdamW"
+            )
         if found.nonlinear is None:
             return MEASURED
         if per_element:

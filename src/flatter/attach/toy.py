@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+MOST_STEPS = 128
 STEPS = 30  # look-ahead, warm-up and preconditioners that are refreshed now and then show within these
 LARGEST = 4096  # elements of a tensor that a toy may copy: real parameters and their state are larger
 MOST_OBJECTS = 20_000  # that an attribute may consist of
@@ -141,13 +142,14 @@ class Form:
     dtype: torch.dtype
     build: _Build
     feed: Feed
+    steps: int = STEPS
 
     def train(
         self,
         rate: float,
         factors: Sequence[float] = (1.0,),
         *,
-        steps: int = STEPS,
+        steps: int | None = None,
         afterwards: bool = False,
         shaken: bool = False,
     ) -> Path:
@@ -156,7 +158,7 @@ class Form:
         Args:
             rate: η of every group.
             factors: f of the steps, over and over.
-            steps: how many.
+            steps: how many; default: the form's.
             afterwards: whether the updates are scaled by f after the step, or the rates before it.
             shaken: whether every parameter is disturbed after every step, by about what rounding does.
         """
@@ -165,7 +167,7 @@ class Form:
         parameters = parameters_of(toy)
         waves = [(_wave(p, 1), [_wave(p, phase) for phase in range(7)]) for p in parameters]
         positions = [_flat(parameters)]
-        for step, factor in zip(range(steps), itertools.cycle(factors)):
+        for step, factor in zip(range(steps or self.steps), itertools.cycle(factors)):
             if afterwards:
                 old = [p.detach().clone() for p in parameters]
                 self._step(toy, parameters, waves, step)
@@ -261,6 +263,13 @@ def _set_rate(group: dict[str, Any], like: float | Tensor, value: float) -> None
         group["lr"] = like.fill_(value)
     else:
         group["lr"] = value
+
+
+def steps_to_see(optimizer: Optimizer) -> int:
+    """How many steps show what the optimizer does: more where it has a period of more steps among its options."""
+    options = [value for group in optimizer.param_groups for key, value in group.items() if "flatter" not in key]
+    periods = [v for v in (*options, *vars(optimizer).values()) if type(v) is int and STEPS <= v < MOST_STEPS]
+    return max([STEPS, *(period + 2 for period in periods)])
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
