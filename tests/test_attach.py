@@ -823,7 +823,7 @@ BAD = [
     ({"perturbation": [LEAP, "ralr"]}, TypeError, r"perturb needs perturbations.*got 'ralr'"),
     ({"perturbation": []}, ValueError, r"composes 1 to 256 perturbations.*got 0"),
     ({"perturbation": [LEAP] * 257}, ValueError, r"composes 1 to 256 perturbations.*got 257"),
-    ({"perturbation": RALR}, ValueError, r"acts by the epoch: give steps_per_epoch="),
+    ({"perturbation": RALR}, ValueError, r"depends on the epoch: give steps_per_epoch="),
     ({"perturbation": flatter.random_lr(), "steps_per_epoch": 2}, ValueError, r"has a window: give epochs="),
     ({"steps_per_epoch": 0}, ValueError, r"steps_per_epoch must be a positive integer, got 0"),
     ({"steps_per_epoch": 2.0}, ValueError, r"steps_per_epoch must be a positive integer, got 2.0"),

@@ -1,4 +1,4 @@
-"""What must survive a checkpoint, kept where every framework saves it: plain numbers in ``param_groups``."""
+"""The state that checkpoints must keep: plain numbers in ``param_groups``, which every framework saves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class State:
         step: optimizer steps taken under the perturbation (or before it, as the user said).
         seed: the seed of the noise.
         stream: the number that tells optimizers of the same seed apart.
-        fingerprint: which perturbations they were, and their calendar.
+        fingerprint: a hash of the perturbations and their calendar.
         support: how it is known that the optimizer can be perturbed; see :mod:`flatter.attach.supported`.
     """
 
@@ -55,7 +55,7 @@ def read(optimizer: Optimizer) -> State | None:
 
 
 def holds(optimizer: Optimizer, state: State) -> bool:
-    """Whether the optimizer carries this state: ``read(optimizer) == state``, for every step."""
+    """Whether the optimizer carries this state, apart from ``support``; a quick check for every step."""
     for group in optimizer.param_groups:
         if _STEP in group:
             same = group[_STEP] == state.step and group[_SEED] == state.seed and group[_STREAM] == state.stream
