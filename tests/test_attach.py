@@ -703,7 +703,7 @@ def test_what_flatter_saves_is_plain_numbers_only():
     attach(optimizer, LEAP, seed=2**64 - 1)
     train(optimizer, 1)
     own = {key: value for key, value in optimizer.param_groups[0].items() if key.startswith("flatter")}
-    names = ("step", "seed", "stream", "fingerprint", "support")
+    names = ("step", "seed", "stream", "fingerprint", "support", "named")
     assert own.keys() == {f"flatter_{name}" for name in names}
     assert all(type(value) is int for value in own.values())
     assert all(set(state) == {"step", "exp_avg", "exp_avg_sq"} for state in optimizer.state.values())
@@ -823,7 +823,7 @@ BAD = [
     ({"perturbation": [LEAP, "ralr"]}, TypeError, r"perturb needs perturbations.*got 'ralr'"),
     ({"perturbation": []}, ValueError, r"composes 1 to 256 perturbations.*got 0"),
     ({"perturbation": [LEAP] * 257}, ValueError, r"composes 1 to 256 perturbations.*got 257"),
-    ({"perturbation": RALR}, ValueError, r"acts by the epoch: give steps_per_epoch="),
+    ({"perturbation": RALR}, ValueError, r"depends on the epoch: give steps_per_epoch="),
     ({"perturbation": flatter.random_lr(), "steps_per_epoch": 2}, ValueError, r"has a window: give epochs="),
     ({"steps_per_epoch": 0}, ValueError, r"steps_per_epoch must be a positive integer, got 0"),
     ({"steps_per_epoch": 2.0}, ValueError, r"steps_per_epoch must be a positive integer, got 2.0"),

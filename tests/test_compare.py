@@ -259,7 +259,7 @@ def test_a_metric_that_is_not_reported():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"seeds": 0}, "seeds must be"), ({"seeds": [1, 1]}, "seeds must be"), ({"level": 1.5}, "level is the share")],
+    [({"seeds": 0}, "seeds must be"), ({"seeds": [1, 1]}, "seeds must be"), ({"level": 1.5}, "level must lie in")],
 )
 def test_bad_options(options, message):
     with pytest.raises(ValueError, match=message):
@@ -316,7 +316,7 @@ def test_what_is_reused_is_said(tmp_path, capsys, monkeypatch):
     today = datetime.now(timezone.utc).date().isoformat()
     assert f"4 of 4 trials reused, from {today}." in said(seeds=2)
     assert f"4 of 6 trials reused, from {today}." in said(seeds=3)
-    assert "None of the 6 trials in the folder is reused: they are of another" in said(seeds=2, settings={"a": 1})
+    assert "None of the 6 trials in the folder is reused: they have another" in said(seeds=2, settings={"a": 1})
     assert "different kinds of machines" not in said(seeds=3)
     here = flatter.workflow.environment()
     other = {**here, "cpu": "Another CPU", "cpu_capability": "AVX2"}

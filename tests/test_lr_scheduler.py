@@ -316,11 +316,11 @@ def test_a_foreign_state_is_refused_and_changes_nothing(shape):
     before = copy.deepcopy(scheduler.state_dict())
     (other_shape,) = {*SHAPES} - {shape}
     foreign = [
-        (other_shape(sgd(), 30).state_dict(), r"is the state of a \w+ peak schedule, and cannot be loaded into a "),
+        (other_shape(sgd(), 30).state_dict(), r"cannot load the state of a \w+ peak schedule: load it into "),
         (ExponentialLR(sgd(), 0.9).state_dict(), "it lacks total_steps, steps_per_update, max_lrs.*; got .*gamma"),
         (OneCycleLR(sgd(), 0.3, total_steps=30).state_dict(), "it lacks steps_per_update, max_lrs"),
         ({}, "got an empty dict"),
-        (shape(sgd(0.1, 0.1), 30).state_dict(), "has 2 parameter groups, and the optimizer .* has 1"),
+        (shape(sgd(0.1, 0.1), 30).state_dict(), "has 2 parameter groups, but the optimizer .* has 1"),
     ]
     for state, message in foreign:
         with pytest.raises(ValueError, match=message):

@@ -405,9 +405,9 @@ def test_the_gated_family_keeps_its_level():
 def test_gates_that_make_no_sense_are_refused():
     pairs = dict.fromkeys("abc", (LOWER, BASELINE))
     for behind in ({"a": "x"}, {"x": "a"}, {"a": "b", "b": "c"}, {"a": "a"}):
-        with pytest.raises(ValueError, match="is to stand behind"):
+        with pytest.raises(ValueError, match="cannot stand behind"):
             judge(pairs, better="lower", behind=behind)
-    with pytest.raises(ValueError, match="absent is a number of comparisons, at least 0; got -1"):
+    with pytest.raises(ValueError, match="absent must be a number of comparisons, at least 0; got -1"):
         judge(pairs, better="lower", absent=-1)
 
 

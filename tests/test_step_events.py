@@ -543,6 +543,27 @@ def test_another_calendar_on_resume_is_said_where_it_matters(method, changed, wa
     assert handle.step == 3
 
 
+@pytest.mark.parametrize("first", ["load", "perturb"])
+def test_a_run_that_goes_on_with_names_that_it_had_not_is_told(first):
+    layer = nn.Linear(3, 2)
+    unnamed = torch.optim.SGD(layer.parameters(), lr=0.1)
+    flatter.perturb(unnamed, flatter.leap())
+    named = torch.optim.SGD(layer.named_parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="identified by position, and this optimizer identifies them by name"):
+        if first == "perturb":
+            flatter.perturb(named, flatter.leap())
+        named.load_state_dict(unnamed.state_dict())
+        if first == "load":
+            flatter.perturb(named, flatter.leap())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", flatter.SharedNoiseWarning)
+        again = torch.optim.SGD(layer.parameters(), lr=0.1)
+        again.load_state_dict(named.state_dict())  # torch takes the names along
+        handle = flatter.perturb(again, flatter.leap())
+    assert torch.equal(handle.factor(0, layer.weight), flatter.handle_of(named).factor(0, layer.weight))
+
+
 # Two optimizers of one process
 
 

@@ -651,7 +651,7 @@ def test_progress_says_what_is_reused_and_that_machines_differ():
         progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "C"}))
     text = said_by(console)
     assert "3 of 5 trials reused, from 2026-03-02 to 2026-03-05." in text
-    assert text.count("of different kinds of machines (A, AVX2; B, AVX2)") == 1
+    assert text.count("on different kinds of machines (A, AVX2; B, AVX2)") == 1
 
 
 def test_hidden_progress_says_nothing():

@@ -165,14 +165,15 @@ class _PeakLR(LRScheduler):
         if missing := [key for key in (*self._settings, "last_epoch") if key not in state_dict]:
             raise ValueError(
                 f"this is not the state of a {name}: it lacks {', '.join(missing)}; got "
-                f"{', '.join(sorted(state_dict)) or 'an empty dict'}"
+                f"{', '.join(sorted(state_dict)) or 'an empty dict'}: load what {name}.state_dict() returned"
             )
         shape = state_dict.get("shape", self._shape)  # older versions did not save it
         if shape != self._shape:
-            raise ValueError(f"this is the state of a {shape} peak schedule, and cannot be loaded into a {name}")
+            raise ValueError(f"a {name} cannot load the state of a {shape} peak schedule: load it into {shape}PeakLR")
         if (groups := len(state_dict["max_lrs"])) != len(self.max_lrs):
             raise ValueError(
-                f"this state has {groups} parameter groups, and the optimizer of this {name} has {len(self.max_lrs)}"
+                f"this state has {groups} parameter groups, but the optimizer of this {name} has {len(self.max_lrs)}: "
+                "make the optimizer with the groups of the saved run"
             )
         differing = [
             f"{key} is {getattr(self, key)} and was saved as {state_dict[key]}"

@@ -33,11 +33,11 @@ UNTESTED: tuple[Verdict, ...] = ("not independent", "not comparable", "not teste
 
 # Up to this many differences the sign-flip test looks at every pattern of signs (2^19 sums, some 20 ms).
 EXACT_UP_TO = 20
-# Above it, at this many random ones, so that p has a standard error of at most 0.0016, and of 0.0007 near 0.05.
+# Above that, at this many random ones: p then has a standard error of at most 0.0016, and of 0.0007 near 0.05.
 MONTE_CARLO_FLIPS = 99_999
 # By how much a unit of skewness weakens t, times the number of differences; see `skewness_adjusted_p_value`.
 SKEWNESS_FACTOR = 16
-# `seeds_needed` gives up here: nobody trains so many seeds, and the effect is then too small to matter.
+# `seeds_needed` stops here: an effect that needs more seeds is too small to matter.
 MOST_SEEDS = 10_000
 
 
@@ -48,12 +48,12 @@ class Judgement:
     Attributes:
         verdict: ``"helps"`` or ``"hurts"`` where ``p_corrected`` is at most the level. Otherwise one of
 
-            - ``"inconclusive"``: no difference was shown, which does not mean that there is none;
+            - ``"inconclusive"``: no difference was shown; that does not mean "equal";
             - ``"skewed"``: the sign-flip test alone would show a difference, but it assumes symmetric differences, and
               these are too asymmetric for so few pairs;
             - ``"does nothing"``: every pair is identical in all that was recorded, see ``judge``;
             - ``"not independent"``, ``"not comparable"``: the caller found that these pairs must not be tested;
-            - ``"not tested"``: it stands behind another comparison, which has no verdict of its own;
+            - ``"not tested"``: it stands behind another comparison, which has no verdict;
             - ``"failed"``: a seed of either arm has no finite value; the numbers are NaN.
         n: number of pairs.
         differences: arm − baseline, one per seed, in the metric's unit; not finite where a value is not.
@@ -64,11 +64,11 @@ class Judgement:
         p_corrected: the larger of ``p`` and ``p_skewness``, corrected over the family of comparisons.
         seeds_needed: how many seeds would settle an inconclusive comparison (80 % power) if the effect and its spread
             were exactly as observed; ``None`` where there is a verdict or no reachable number would.
-        p_skewness: two-sided p value of the skewness-adjusted t test (:func:`skewness_adjusted_p_value`); 0 where the
-            skewness is no objection.
-        seeds_range: the number of seeds at the ends of the effect size's 95 % interval: the fewest, and the most, which
-            is ``None`` where the interval leaves room for no effect at all. ``None`` where ``seeds_needed`` is not
-            asked for (there is a verdict, or a single pair).
+        p_skewness: two-sided p value of the skewness-adjusted t test (:func:`skewness_adjusted_p_value`); 0 if there is
+            nothing to adjust, NaN where nothing was tested.
+        seeds_range: the fewest and the most seeds needed, at the ends of the effect size's 95 % interval. The most is
+            ``None`` if the interval includes no effect. The whole is ``None`` unless the verdict is ``"inconclusive"``
+            and there are at least two pairs.
     """
 
     verdict: Verdict
@@ -111,10 +111,10 @@ def judge(
 
     Limit: differences that are not symmetric although their mean is 0, as of an arm that is mostly a little better and
     sometimes much worse. The adjustment holds the error of a single test in either direction to 0.03 (nominally 0.025)
-    at skewness 2 with 10 pairs or more; without it, it is 0.095. Of families of 4 such arms, 0.059 had a verdict, and
-    0.15 without it. It cannot see what the sample does not show: where one seed in five is much worse, all ten of one
-    sample in nine are of the better kind. Its price is power: 0.60 instead of 0.80 for a single effect of one standard
-    deviation with 10 pairs.
+    at skewness 2 with 10 pairs or more; without the adjustment, the error is 0.095. Of families of 4 such arms, 0.059
+    had a verdict, and 0.15 without it. It cannot see what the sample does not show: where one seed in five is much
+    worse, all ten of one sample in nine are of the better kind. Its price is power: 0.60 instead of 0.80 for a single
+    effect of one standard deviation with 10 pairs.
 
     Args:
         pairs: by name, the metric of the arm and of its baseline, one number per seed; position i of both is seed i.
@@ -125,16 +125,16 @@ def judge(
             nothing itself. Default: none.
         barred: by name, the verdict of comparisons that the caller knows must not be tested (``"not independent"`` or
             ``"not comparable"``), or that were found to be identical (``"does nothing"``). Default: none.
-        absent: comparisons that belong to the family and whose values are not at hand: they count in the correction as
-            if they had shown nothing. Default: 0.
-
-    A comparison with a value that is not finite is ``"failed"``. It, and one that is barred from testing, is left out
-    of the family. One of a single pair can decide nothing: it is ``"inconclusive"`` with p = 1.
+        absent: number of comparisons that belong to the family but whose values are not available: they count in the
+            correction as if they had shown nothing. Default: 0.
 
     Returns:
         One judgement per name, in the order of ``pairs``. ``seeds_needed`` of an inconclusive comparison is for the
         level divided by the number of comparisons that stand behind nothing: what the correction asks of its smallest
         p value, and more than it asks of the others. It is always above the number of pairs that did not suffice.
+
+        A comparison with a value that is not finite is ``"failed"``. It is left out of the family, and so is one that
+        must not be tested. A comparison of a single pair is ``"inconclusive"`` with p = 1.
 
     Raises:
         ValueError: an entry is empty or its two sides differ in length; ``better``, ``level``, ``power``, ``behind`` or
@@ -145,7 +145,7 @@ def judge(
     _check_share("level", level)
     _check_share("power", power)
     if absent < 0:
-        raise ValueError(f"absent is a number of comparisons, at least 0; got {absent}")
+        raise ValueError(f"absent must be a number of comparisons, at least 0; got {absent}")
     barred = barred or {}
     differences = {name: _differences(name, arm, baseline) for name, (arm, baseline) in pairs.items()}
     known: dict[str, Verdict] = {
@@ -196,8 +196,8 @@ def _branches(names: Sequence[str], behind: Mapping[str, str], known: Mapping[st
     for name, gate in behind.items():
         if name not in names or gate not in names or gate in behind:
             raise ValueError(
-                f"{name!r} is to stand behind {gate!r}: both must be among the pairs, and {gate!r} must stand behind "
-                "nothing itself"
+                f"behind: {name!r} cannot stand behind {gate!r}: both must be among the pairs, and {gate!r} must not "
+                f"stand behind another; the pairs are {', '.join(map(repr, names))}"
             )
     return [
         [first, *(name for name, gate in behind.items() if gate == first and name not in known)]
@@ -303,7 +303,7 @@ def skewness_adjusted_p_value(differences: Sequence[float]) -> float:
 def mean_interval(differences: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Student's t interval of the mean of paired differences: ``mean ± t_{n−1} · sd/√n``.
 
-    The bootstrap is not used, because at the few seeds that people can afford it covers the mean too rarely. Measured
+    The bootstrap is not used: with few seeds, its intervals contain the mean too rarely. Measured
     (``benchmarks/paired_statistics.py``; 4000 samples each, so ± 0.01): the share of 95 % intervals with the true mean
 
     ==================================  ======  =====  ==========  =====
@@ -340,8 +340,8 @@ def welch_interval(
 ) -> tuple[float, float]:
     """Welch's t interval of the difference of two means, of unpaired samples that may differ in their spread.
 
-    For results of which only mean, spread and number are known, such as a paper's. Runs of one's own are paired by
-    seed: use :func:`mean_interval` for those.
+    For results of which only mean, spread and number are known, such as a paper's. Your own runs are paired by seed:
+    use :func:`mean_interval`.
 
     Args:
         a, b: mean, standard deviation (n − 1) and number of the values of each sample; at least 2 values.
@@ -417,7 +417,7 @@ def gated_holm(branches: Sequence[Sequence[float]]) -> list[list[float]]:
     """
     for p in (p for branch in branches for p in branch):
         if not 0 <= p <= 1:
-            raise ValueError(f"a p value lies in [0, 1]; got {p}: leave out the comparisons that have none")
+            raise ValueError(f"a p value lies in [0, 1]; got {p}: leave out comparisons that were not tested")
     corrected = [[math.nan] * len(branch) for branch in branches]
     left = {index: [0] for index, branch in enumerate(branches) if branch}
     largest = 0.0
@@ -497,7 +497,7 @@ def seeds_range(
     d = _finite(differences)
     n = len(d)
     if n < 2:
-        raise ValueError("an effect size has no interval with a single difference")
+        raise ValueError("seeds_range: an effect size has no interval with a single difference: give at least two")
     mean, sd = _mean_and_sd(d)
     if sd == 0:
         low = high = 0.0 if mean == 0 else math.inf
@@ -509,7 +509,7 @@ def seeds_range(
 
 
 def _noncentralities(t: float, freedom: int, confidence: float) -> tuple[float, float]:
-    """The interval of the noncentrality of a t value that is at least 0; its lower end is 0 where it would be below."""
+    """The interval of the noncentrality of a t value ≥ 0, cut off at 0."""
     # The distribution function of the noncentral t loses its accuracy beyond 30, where no number of seeds is in doubt.
     if t > 30:
         return t, t
@@ -576,8 +576,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], given: Sequence[flo
 
     Args:
         x, y: one number each per point, finite.
-        given: a third variable to be held fixed, in ranks: the partial correlation, which has one point less to its
-            interval; default: none.
+        given: a third variable to hold fixed, in ranks, for the partial correlation; its interval is that of one
+            point fewer. Default: none.
 
     Raises:
         ValueError: the lengths differ, or a value is not finite.

@@ -243,7 +243,7 @@ def _check_claims(study: StudySpec) -> None:
         if (task.unit, task.better) != ("%", "lower"):
             raise StudyError(
                 f"cell {cell.name!r}: the papers' results are errors in percent, but {cell.task} is judged by "
-                f"{task.metric} in {task.unit!r}, {task.better} is better: leave the cells' and arms' paper away"
+                f"{task.metric} in {task.unit!r}, {task.better} is better: omit `paper` in cells and arms"
             )
 
 
@@ -254,7 +254,7 @@ def _has_claims(study: StudySpec) -> bool:
 def _shown(study: StudySpec, cells: Sequence[CellResult], folder: Path, *, quiet: bool) -> StudyOutcome:
     compared = {cell.cell.name: cell.comparison for cell in cells if cell.comparison is not None}
     ledger = build_ledger(study, compared) if _has_claims(study) else None
-    # The page first: whoever reads the tables may go away before their end.
+    # The page first, because the tables' output may be closed early, as by `| head`.
     where = written(lambda: write_study_report(study, cells, folder, ledger))
     if not quiet:
         console = terminal()

@@ -1,4 +1,4 @@
-"""The main job: run the trials, analyse them, show what came out."""
+"""``flatter.compare``: run the trials, analyse them, show the results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from flatter.study.trial import Trial
 
 
 class CompareError(ValueError):
-    """A comparison that cannot be made as asked. The message is one line."""
+    """The arguments do not describe a comparison. The message is one line."""
 
 
 PAGE_NAME = "report.html"
@@ -52,10 +52,11 @@ def compare(
     retry_failed: bool = False,
     quiet: bool = False,
 ) -> Comparison:
-    """Trains with and without each method, paired by seed, and says whether it helps.
+    """Train with and without each method, paired by seed, and say whether it helps.
 
     Every arm is run with every seed; the arms of one seed share initial weights and batches if the training function
-    takes them from ``trial.seed``. Each method is also held against a control that has its mean rate and no randomness.
+    takes them from ``trial.seed``. Each method is also compared with a control that has its mean learning rate and no
+    randomness.
 
     Args:
         train: ``train(trial)`` trains one model: see :class:`flatter.Trial` for what it must do.
@@ -63,33 +64,35 @@ def compare(
             values. Vanilla is always among them. Default: the five papers' methods.
         seeds: how many (0, 1, …) or which; default 10. Fewer than 6 cannot reach a verdict at level 0.05.
         metric: the reported metric that is judged, by its value after the final epoch; default ``"test_error"``.
-        unit: its unit, for the report.
+        unit: its unit, for the report. Default: none.
         better: whether ``"lower"`` or ``"higher"`` is better. Default: what the metric's name says, such as lower for
-            ``"val_loss"`` and higher for ``"accuracy"``; a name that does not say it is refused.
+            ``"val_loss"`` and higher for ``"accuracy"``; required for a name that does not say it.
         level: family-wise level of the tests; default 0.05.
         controls: whether to add the matched-rate controls; default ``True``.
-        out: folder for finished trials and ``report.html``. A comparison that was interrupted continues there; what
-            is done is not done again, unless ``settings``, a version, ``train`` or something that its code names
+        out: folder for finished trials and ``report.html``. An interrupted comparison resumes there; finished trials
+            are not run again, unless ``settings``, a version, ``train`` or something that its code names
             changed: see :func:`flatter.study.identify.identify`. Default: nothing is written.
         name: what the report calls the task; default: the training function's name.
-        settings: what ``train`` depends on besides its code and globals; it is shown, and a change runs all anew. A
+        settings: what ``train`` depends on besides its code and globals; it is shown, and a change runs all trials
+            again. Default: none. A
             mapping, a dataclass, a pydantic model or an argparse namespace of numbers, text, lists, paths, enums, torch
             devices and dtypes, numpy scalars, and of such mappings.
         flatness: measure how flat the loss is around each trial's final model, and add it to the report; ``train``
             must call :meth:`flatter.Trial.measure_flatness`. :class:`flatter.FlatnessSettings` say what is measured
-            and how much work it may be; ``True`` takes the defaults. Trials in ``out`` that were made without, or by
-            other settings, are run again: models are not kept. The training itself is the same. Default: ``False``.
-        retry_failed: run trials again that failed before, or of whose flatness something could not be measured.
-        quiet: show neither progress nor the table.
+            and how much work it may take; ``True`` means the defaults. Trials in ``out`` without flatness, or with
+            other settings, are run again, because models are not kept; the training is the same. Default: ``False``.
+        retry_failed: run trials again that failed, or whose flatness could not be measured. Default: ``False``.
+        quiet: show neither progress nor the table. Default: ``False``.
 
     Returns:
         The comparison, as plain data.
 
     Raises:
-        ArmError: an arm that does not exist or cannot be built.
-        CompareError: no seeds, the same seed twice, a level outside (0, 1), and the like.
-        NotIdentifiableError: with ``out``, a training function that cannot be told from another one later.
-        TrialError: ``train`` does not use its trial as it must.
+        ArmError: an arm does not exist or cannot be built.
+        CompareError: no seeds, the same seed twice, a level outside (0, 1), a metric whose name does not say what is
+            better, and the like.
+        NotIdentifiableError: with ``out``, ``train`` depends on a value that cannot be identified later.
+        TrialError: ``train`` uses its trial wrongly.
         StoreError: the folder cannot be used, or holds a damaged store.
         Exception: what ``train`` raised in the vanilla arm. In another arm it is that trial's outcome.
     """
@@ -185,7 +188,7 @@ def _compare(
 ) -> Comparison:
     chosen = with_controls(_arms(arms), controls=controls)
     numbers = _seeds(seeds)
-    _check(subject, level)
+    _check_level(level)
     measured = _flatness(flatness)
     console = terminal(stderr=True)
     specs = paired_trials(subject, chosen, numbers)
@@ -202,7 +205,7 @@ def _compare(
         comparison = analyse(subject, records, chosen, numbers, level=level, flatness=measured, store=store)
         if store.is_writable:
             store.remember_look(subject.family, look_of(specs, chosen, numbers))
-    # The page first: whoever reads the table may go away before its end.
+    # The page first, because the table's output may be closed early, as by `| head`.
     where = None if out is None else written(lambda: write_page(comparison, out / PAGE_NAME))
     if not quiet:
         show(comparison, terminal())
@@ -228,10 +231,9 @@ def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
     return numbers
 
 
-def _check(subject: Subject, level: float) -> None:
-    """All that can be known to be wrong before the first trial."""
+def _check_level(level: float) -> None:
     if not 0 < level < 1:
-        raise CompareError(f"level is the share of false verdicts that is accepted, in (0, 1); got {level!r}")
+        raise CompareError(f"level must lie in (0, 1): it is the accepted share of false verdicts; got {level!r}")
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,7 +245,7 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
             f"settings must be plain data, such as numbers, text, paths and dataclasses of these: {error}"
         ) from None
     if not isinstance(plain, dict):
-        raise CompareError(f"settings must have names, as a mapping or a dataclass has; got {settings!r}")
+        raise CompareError(f"settings must be a mapping, a dataclass or the like, with names; got {settings!r}")
     return plain
 
 
@@ -275,7 +277,7 @@ def _say_what_is_reused(
         console.print(reuse.line(len(specs)), highlight=False)
     elif len(store):
         console.print(
-            f"None of the {len(store)} trials in the folder is reused: they are of another training function, other "
+            f"None of the {len(store)} trials in the folder is reused: they have another training function, or other "
             "settings, arms, seeds or versions.",
             highlight=False,
         )
@@ -286,7 +288,7 @@ def _say_what_is_reused(
 
 
 def _warn_if_hopeless(console: Console, seeds: int, comparisons: int, level: float) -> None:
-    """Says so where even the clearest difference could not reach a verdict: no sign-flip p is below 2/2ⁿ."""
+    """Warn if no difference, however clear, can reach a verdict: no sign-flip p value is below 2/2ⁿ."""
     needed = math.ceil(math.log2(2 * comparisons / level)) if comparisons else 0
     if seeds < needed:
         console.print(

@@ -187,7 +187,7 @@ def bare_vectors() -> list[str]:
 
 def test_bare_vectors_are_refused_in_several_processes_only(two_processes: Processes) -> None:
     for flat, *others in two_processes.run(bare_vectors):
-        assert "is no nn.Parameter, and in 2 processes looks like a rank's part of flattened parameters" in flat
+        assert "is not an nn.Parameter, and with 2 processes looks like a rank's part of flattened parameters" in flat
         assert others == ["", ""]
     assert bare_vectors() == ["", "", ""]
 

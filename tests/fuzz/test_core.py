@@ -41,9 +41,20 @@ class CallsSuper(optim.SGD):
         return super().step(closure)
 
 
-class FusedCallsSuper(fused.AdamW):
+class Decays(optim.AdamW):
+    """Does something of its own around the parent's step."""
+
     def step(self, closure=None):
-        return super().step(closure)
+        loss = super().step(closure)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.sub_(group["lr"] * 0.1)
+        return loss
+
+
+class FusedCallsSuper(Decays, fused.AdamW):
+    """The same over a fused parent."""
 
 
 class WritesRate(optim.SGD):
@@ -114,7 +125,7 @@ KINDS = {
     "fused AdamW": Kind(fused.AdamW, {"lr": 0.05, "amsgrad": True}, optim.AdamW),
     "fused RMSprop": Kind(fused.RMSprop, {"lr": 0.01, "momentum": 0.9}, optim.RMSprop),
     "subclass": Kind(CallsSuper, {"lr": 0.1, "momentum": 0.9}, optim.SGD),
-    "fused subclass": Kind(FusedCallsSuper, {"lr": 0.05}, optim.AdamW),
+    "fused subclass": Kind(FusedCallsSuper, {"lr": 0.05}, Decays),
     "writes its rate": Kind(WritesRate, {"lr": 0.1}, memoryless=True),
     "breaks": Kind(Breaks, {"lr": 0.1}, memoryless=True),
     "moves all": Kind(MovesAll, {"lr": 0.1}, memoryless=True),
@@ -377,6 +388,12 @@ class Life:
                 if kind == "writes":
                     for group in optimizer.param_groups:
                         write_rate(group, 0.75 * float(group["lr"]))
+                if kind == "moves":  # as a projection or an average does
+                    with torch.no_grad():
+                        for p in parameters_of(optimizer):
+                            p.add_(0.125)
+                    if optimizer is self.optimizer:
+                        self.old = [p.detach().clone() for p in parameters_of(optimizer)]
                 return 1.5
 
             return closure
@@ -388,7 +405,7 @@ class Life:
 
     @event(
         missing=st.sets(st.integers(0, 5), max_size=2),
-        closure=st.sampled_from(["none", "none", "reads", "writes"]),
+        closure=st.sampled_from(["none", "none", "none", "reads", "writes", "moves"]),
         context=st.sampled_from(["plain", "plain", "plain", "inference", "meta", "float64", "grad"]),
         by_class=st.booleans(),
     )
@@ -406,13 +423,13 @@ class Life:
             for mine, theirs in zip(parameters_of(self.optimizer), parameters_of(self.twin), strict=True):
                 theirs.copy_(mine)
         self.set_gradients(missing)
-        old = [p.detach().clone() for p in parameters_of(self.optimizer)]
-        asked = [self.handle.factor(parameter=p) for p in parameters_of(self.optimizer)]
+        self.old = [p.detach().clone() for p in parameters_of(self.optimizer)]
         mine, theirs, seen = self.closures(closure)
         random_states = global_random_states()
         self.seen.clear()
         before = rates_of(self.optimizer)
         with contexts[context]():
+            asked = [self.handle.factor(parameter=p) for p in parameters_of(self.optimizer)]
             # Called by its class, a step cannot move our hooks next to itself.
             if (
                 by_class
@@ -429,7 +446,7 @@ class Life:
         assert all(rates == before for rates in self.seen[:1]), "a hook before the step saw a noisy rate"
         # Torch calls hooks again around the parent's step of a subclass: that is in the middle of the step.
         assert all(rates == rates_of(self.twin) for rates in self.seen[-1:]), "a hook after the step saw a noisy rate"
-        self.check_moved(old, asked, during)
+        self.check_moved(self.old, asked, during)
         self.check_memory()
         self.steps += 1
         assert self.handle.step == self.steps

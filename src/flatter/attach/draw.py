@@ -23,8 +23,8 @@ class Calendar:
     """How optimizer steps make epochs.
 
     Attributes:
-        steps_per_epoch: optimizer steps in one epoch, or ``None`` where no perturbation asks.
-        epochs: epochs of the whole training, or ``None`` likewise.
+        steps_per_epoch: optimizer steps in one epoch; ``None`` (the default) if no perturbation needs it.
+        epochs: epochs of the whole training; ``None`` (the default) if no perturbation needs it.
     """
 
     steps_per_epoch: int | None = None
@@ -56,7 +56,7 @@ def rate_factor(perturbation: Perturbation, seed: int, tick: int, stream: int, g
     return _rate_factors(perturbation, seed, block, stream, unit)[position]
 
 
-# One draw takes as long as this many at a time: longer than the plain step of a small model.
+# Draw so many at a time: it takes as long as one draw, which alone is slower than a small model's step.
 _BLOCK = 64
 
 

@@ -1,4 +1,4 @@
-"""The factors of some perturbations for one optimizer: pure functions of (seed, step), whatever the training does."""
+"""The factors that perturbations draw for one optimizer: pure functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Factors:
     """What the perturbations of an optimizer draw.
 
     Attributes:
-        perturbations: the perturbations; the position of each is its stream.
+        perturbations: the perturbations; the position of each tells its draws from the others'.
         calendar: how steps make epochs.
     """
 
@@ -41,7 +41,7 @@ class Factors:
 
     @property
     def has_fine(self) -> bool:
-        """Whether some perturbation is finer than a group, so that updates are scaled."""
+        """Whether some perturbation is finer than a group: then updates are scaled."""
         return bool(self._fine)
 
     def acting(self, step: int) -> list[Stream]:
@@ -101,14 +101,18 @@ class Factors:
         return [self._ids[parameter] for parameter in parameters]
 
     def refresh(self) -> bool:
-        """Takes note of groups, parameters and names; ``True`` if they are not what they were, so nothing is known."""
+        """Look at the groups, parameters and names again; ``True`` if they changed.
+
+        Raises:
+            ValueError: see :func:`flatter.attach.identity.parameter_ids`.
+        """
         structure: Structure = [
             (list(map(id, group["params"])), group.get("param_names")) for group in self._optimizer.param_groups
         ]
         if structure == self._structure:
             return False
         self._ids = parameter_ids(self._optimizer)
-        # Names are kept as a copy: whoever edits the list in place must not edit ours.
+        # A copy of the names, because the user may edit the list in place.
         self._structure = [(ids, None if names is None else list(names)) for ids, names in structure]
         return True
 
@@ -122,7 +126,7 @@ class Factors:
         return not set(self._ids.values()).isdisjoint(other._ids.values())
 
     def _in_window(self, streams: list[Stream], step: int) -> list[Stream]:
-        if self._is_always:  # every optimizer step asks: nothing is looked up that cannot change
+        if self._is_always:  # a shortcut, because this runs at every optimizer step
             return streams
         return [(stream, p) for stream, p in streams if self.calendar.acts(p, step)]
 

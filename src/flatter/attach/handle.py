@@ -40,50 +40,50 @@ def perturb(
     epochs: int | None = None,
     step: int | None = None,
 ) -> Handle:
-    """Makes an optimizer's learning rate random: ``h = η(t) · f``, from its next step on.
+    """Make an optimizer's learning rate random: ``h = η(t) · f``, from its next step on.
 
-    The optimizer, its schedulers and its checkpoints go on as they are: the noise is there only while ``step`` runs.
-    Scopes ``"all"`` and ``"group"`` multiply the groups' rate for the step. The finer ones let the optimizer step and
-    scale its update afterwards, ``p ← old + f · (new − old)``, which needs a copy of the parameters (one more
-    parameter-sized buffer). With 16-bit parameters an update that is lost in rounding stays lost: no later factor
-    brings it back.
+    The optimizer, its schedulers and its checkpoints stay as they are: the learning rate is noisy only while ``step``
+    runs. Scopes ``"all"`` and ``"group"`` multiply the groups' learning rates for the step. Finer scopes let the
+    optimizer step and then scale its update, ``p ← old + f · (new − old)``, which needs a copy of the parameters (one
+    parameter-sized buffer). With 16-bit parameters, no later factor brings back an update that was lost in rounding.
 
-    The state (seed and step) lives in ``param_groups`` and travels with ``state_dict``. A perturbed optimizer that is
-    copied or unpickled is perturbed again. A state that was loaded before attaching is continued.
+    The state (seed, stream, step) lives in ``param_groups`` and is saved with ``state_dict``. A copied or unpickled
+    optimizer is perturbed like the original. A state that was loaded before attaching is continued.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer``, torch's own or not, whose update is linear in its rate. Parameters
+        optimizer: any ``torch.optim.Optimizer`` whose update is linear in the learning rate. Parameters
             are identified by name if it was made from ``named_parameters()``, else by position. Accelerate's
             wrapper is unwrapped: the handle's ``optimizer`` is the inner one.
-        perturbation: one, or several whose factors multiply.
-        seed: seed of the noise, 0 ≤ seed < 2**64. Default: the loaded state's, else 0. Same seed, same noise: under
-            any sharding, on every rank, after any resume; torch's own generators are neither read nor moved. So
-            runs that differ in torch's seed alone share their noise: give each run its own.
+        perturbation: one perturbation or a sequence (factors multiply).
+        seed: seed of the noise, 0 ≤ seed < 2**64. Default: the loaded state's, else 0. The same seed gives the same
+            noise under any sharding, on every rank and after every resume; torch's generators are neither read nor
+            moved. Runs that differ only in torch's seed therefore share their noise: give each run its own seed.
         stream: tells apart optimizers that share a seed, 0 ≤ stream < 2**64, such as a GAN's two. Default: the loaded
             state's, else 0.
-        steps_per_epoch: optimizer steps in an epoch; needed by perturbations that act by the epoch.
-        epochs: epochs of the whole training; needed by perturbations with a window.
+        steps_per_epoch: optimizer steps in an epoch; required by perturbations that draw once per epoch or have a
+            window. Default: ``None``.
+        epochs: epochs of the whole training; required by perturbations with a window. Default: ``None``.
         step: optimizer steps already taken, if training did not start perturbed. Default: the loaded state's, else 0.
 
     Returns:
         The handle: ``factor``, ``effective_lr``, ``remove``.
 
     Raises:
-        TypeError: not an optimizer, or not perturbations.
-        ValueError: an optimizer that cannot be perturbed, that is perturbed already, or lacks what the perturbation
-            needs; a number out of range.
+        TypeError: ``optimizer`` is not an optimizer, or ``perturbation`` not a perturbation.
+        ValueError: the optimizer cannot be perturbed, is perturbed already, or lacks what the perturbation needs; a
+            number is out of range.
 
     Warns:
         SharedNoiseWarning: another optimizer of this process draws the same factors for its parameters: it has the
-            same seed and stream, and parameters of the same names, or of the same positions where there are no names.
+            same seed and stream, and parameters of the same names (or positions, if they have no names).
+        UserWarning: the loaded state has another seed, stream or perturbation; or it could not be checked whether the
+            learning rate has an effect.
     """
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"perturb needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
     given, optimizer = optimizer, unwrapped(optimizer)
     if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        raise TypeError(
-            f"{type(optimizer).__name__} wraps another optimizer and has no hooks of its own: perturb the inner one"
-        )
+        raise TypeError(f"{type(optimizer).__name__} wraps another optimizer and has no hooks: perturb the inner one")
     if HANDLE in vars(optimizer):
         raise ValueError(
             "this optimizer is perturbed already: give all perturbations in one list, or remove() the first handle"
@@ -99,9 +99,12 @@ def perturb(
     mark = fingerprint(perturbations, calendar.steps_per_epoch, calendar.epochs)
     if loaded is not None:
         _warn_if_other(loaded, seed, stream, mark)
+        if is_fine:
+            _warn_if_named_otherwise(loaded, optimizer)
         start = replace(loaded, step=loaded.step if step is None else step, fingerprint=mark, support=support)
+        start = replace(start, named=state.knows_names(optimizer))
     else:
-        start = state.State(step or 0, seed or 0, stream or 0, mark, support)
+        start = state.State(step or 0, seed or 0, stream or 0, mark, support, state.knows_names(optimizer))
     factors = Factors(optimizer, perturbations, calendar)
     if is_fine:
         factors.refresh()  # raises if the parameters cannot be told apart
@@ -113,19 +116,15 @@ def perturb(
 
 
 def handle_of(optimizer: Optimizer) -> Handle | None:
-    """The handle of an optimizer that is perturbed, such as a copy of one; ``None`` if it is not.
-
-    Args:
-        optimizer: any optimizer.
-    """
+    """The handle of a perturbed optimizer, such as a copy of one; ``None`` if the optimizer is not perturbed."""
     handle: Handle | None = vars(optimizer).get(HANDLE)
     return handle
 
 
 class Handle:
-    """A perturbation at work on an optimizer. Made by :func:`perturb`; a context manager that removes it at its end.
+    """An optimizer's perturbation, made by :func:`perturb`. As a context manager it removes the perturbation at exit.
 
-    A copy of a handle, by ``copy.deepcopy`` or ``pickle``, is the handle of a copy of its optimizer.
+    Copying a handle (``copy.deepcopy``, ``pickle``) copies its optimizer too.
     """
 
     # No other attributes: handle.perturbation = ... must not be accepted and do nothing.
@@ -168,14 +167,18 @@ class Handle:
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken; the next step is perturbed by ``factor(step)``. Can be set."""
+        """Optimizer steps taken; the next step is perturbed by ``factor(step)``. Can be set.
+
+        Raises:
+            ValueError: on setting, if the number is out of range or the handle was removed.
+        """
         return self._state.step
 
     @step.setter
     def step(self, value: int) -> None:
         number = _in_range("step", value, TICK_LIMIT)
         if not self._removers:
-            raise ValueError("this handle was removed: its optimizer has no noise whose step could be set")
+            raise ValueError("cannot set step: this handle was removed. Call flatter.perturb(optimizer, ..., step=...)")
         self._set_state(replace(self._state, step=number))
 
     @property
@@ -194,41 +197,42 @@ class Handle:
         return self._step.running
 
     def factor(self, step: int | None = None, parameter: Tensor | None = None) -> float | Tensor:
-        """The factor of any step, past or future, before any bounds on the rate: it is a pure function of the step.
+        """The factor of any step, past or future, before bounds on the learning rate; a pure function of the step.
 
         Args:
-            step: 0-based optimizer step; default: the next one.
-            parameter: one of the optimizer's parameters. Not needed where all perturbations have scope ``"all"``.
+            step: 0-based optimizer step. Default: the next one.
+            parameter: one of the optimizer's parameters. May be omitted if all perturbations have scope ``"all"``.
 
         Returns:
-            A float where no parameter is given, else a float32 tensor that broadcasts over the parameter (over the
-            shard that this process holds): one number where one serves, ``(C, 1, …)`` for channels, the full shape
-            for elements.
+            Without a parameter a float, else a float32 tensor that broadcasts over the parameter (or the shard that
+            this process holds): ``()`` for scopes ``"all"`` and ``"group"``, one element for ``"tensor"``,
+            ``(C, 1, …)`` for ``"channel"``, the full shape for ``"element"``.
 
         Raises:
-            ValueError: a parameter is needed and not given, is not the optimizer's, or the step is out of range.
+            ValueError: the parameter is missing or not the optimizer's, or the step is out of range.
         """
         step = self.step if step is None else _in_range("step", step, TICK_LIMIT)
         if parameter is not None:
             return self._factors.of_parameter(self._noise_seed, step, parameter)
         if any(p.scope != "all" for _, p in self._factors.acting(step)):
             raise ValueError(
-                "these perturbations have a factor for each group, tensor, channel or element: give parameter="
+                "there is no one factor: these perturbations draw one for each group, tensor, channel or element: give "
+                "parameter="
             )
         return self._factors.rates(self._noise_seed, step, group=0)
 
     def effective_lr(self, step: int | None = None, rates: Sequence[float] | None = None) -> list[float]:
-        """The learning rate of each parameter group with the noise in it.
+        """The noisy learning rate of each parameter group.
 
         Args:
-            step: 0-based optimizer step whose factor is used; default: the next one.
-            rates: the scheduled rate of each group at that step; default: the groups' present ones.
+            step: 0-based optimizer step whose factor is used. Default: the next one.
+            rates: the scheduled learning rate of each group at that step. Default: the groups' present rates.
 
         Returns:
-            One float per group: exact for scopes ``"all"`` and ``"group"``; for finer ones the mean over elements.
+            One float per group: exact for scopes ``"all"`` and ``"group"``, the expected value for finer ones.
 
         Raises:
-            ValueError: the step is out of range, or not one rate per group.
+            ValueError: the step is out of range, or ``rates`` does not have one number per group.
         """
         step = self.step if step is None else _in_range("step", step, TICK_LIMIT)
         groups = self.optimizer.param_groups
@@ -238,7 +242,7 @@ class Handle:
         return self._factors.effective_lr(self._noise_seed, step, scheduled)
 
     def remove(self) -> None:
-        """Ends the perturbation and removes it completely: hooks, state and buffers. A second call does nothing."""
+        """Remove the perturbation completely: hooks, state and buffers. A second call does nothing."""
         if not self._removers:
             return
         self._step.abandon()
@@ -267,7 +271,7 @@ class Handle:
     # The events that ``install`` subscribes to.
 
     def enter_step(self) -> None:
-        """Starts afresh where the last step ended without a word; called when ``optimizer.step`` is."""
+        """Abandon a last step that never reported its end; called when ``optimizer.step`` is."""
         if self._calls == 0 and self._step.running:
             self._step.abandon()
         self._calls += 1
@@ -280,7 +284,7 @@ class Handle:
                 return None
             self._step.abandon()
         self._nested = 0
-        if not state.holds(optimizer, self._state):  # an optimizer that loads in its own way told nobody
+        if not state.holds(optimizer, self._state):  # the optimizer loaded a state without calling the load hooks
             self.on_load(optimizer)
         if _is_priming(optimizer, kwargs):
             return None
@@ -307,15 +311,18 @@ class Handle:
         self._set_state(replace(self._state, step=self._state.step + 1))
 
     def on_load(self, optimizer: Optimizer) -> None:
-        """Continues a loaded state; a plain checkpoint has none, and ours goes back in. Called by the optimizer."""
+        """Continue a loaded state; write ours back after a plain checkpoint. Called by the optimizer."""
         loaded = state.read(optimizer)
         mark = self._state.fingerprint
         if loaded is not None:
             _warn_if_other(loaded, self._asked_seed, self._asked_stream, mark)
-        self._set_state(replace(loaded or self._state, fingerprint=mark, support=self._state.support))
+            if self._factors.has_fine:
+                _warn_if_named_otherwise(loaded, optimizer)
+        known = {"fingerprint": mark, "support": self._state.support, "named": state.knows_names(optimizer)}
+        self._set_state(replace(loaded or self._state, **known))
 
     def reattach(self) -> Callable[[Optimizer], object]:
-        """How a copy of the optimizer is perturbed as this one is."""
+        """A picklable function that perturbs a copy of the optimizer in the same way."""
         return functools.partial(
             _attach_to_copy, perturbations=self.perturbations, calendar=self._factors.calendar, saved=self._state
         )
@@ -330,7 +337,7 @@ class Handle:
         state.write(self.optimizer, new)
 
 
-# Handles that are at work, to find those that share their noise.
+# Attached handles, to find those that share their noise.
 _LIVE: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
@@ -343,7 +350,7 @@ def _handle_of_copy(optimizer: Optimizer) -> Handle:
 def _attach_to_copy(
     optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar, saved: state.State
 ) -> None:
-    """Perturbs a copy as the original is. What was checked then is not checked again."""
+    """Perturb a copy like the original, without repeating the original's checks."""
     start = state.read(optimizer) or saved
     Handle(optimizer, Factors(optimizer, perturbations, calendar), start, None, None)
 
@@ -351,7 +358,7 @@ def _attach_to_copy(
 def _removed(
     optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar, last: state.State
 ) -> Handle:
-    """A copy of a handle that has been removed: it answers for its factors, and does nothing."""
+    """A copy of a removed handle: it still computes factors, but perturbs nothing."""
     handle = Handle.__new__(Handle)
     handle._optimizer = optimizer
     handle._asked_seed = handle._asked_stream = None
@@ -364,15 +371,15 @@ def _removed(
 
 
 def _noisy_step(optimizer: Optimizer, factors: Factors, support: int) -> NoisyStep:
-    """How the noise gets into a step: an optimizer that knows better (``flatter.optim``) says so itself."""
+    """The optimizer's own way of adding noise (``flatter.optim``), or the general one."""
     make: Callable[[Factors], NoisyStep] | None = getattr(optimizer, "noisy_step", None)
     return NoisyStep(optimizer, factors, moves_all=support != KNOWN) if make is None else make(factors)
 
 
 def _warn_if_shared(optimizer: Optimizer, factors: Factors, start: state.State) -> None:
-    """Warns where another optimizer at work draws the same factors for its parameters."""
+    """Warn if another perturbed optimizer draws the same factors for its parameters."""
     if not _is_ignored(SharedNoiseWarning) and _shares_noise(optimizer, factors, start):
-        gc.collect()  # an optimizer that nobody holds any more lives on in a reference cycle
+        gc.collect()  # an optimizer that is no longer referenced may survive in a reference cycle
         if _shares_noise(optimizer, factors, start):
             warnings.warn(
                 f"another optimizer of this process draws the same factors for its parameters: it has seed={start.seed}"
@@ -385,7 +392,7 @@ def _warn_if_shared(optimizer: Optimizer, factors: Factors, start: state.State) 
 
 
 def _is_ignored(category: type[Warning]) -> bool:
-    """Whether a filter ignores all warnings of a category, so that looking for a reason is not worth the time."""
+    """Whether a filter ignores all warnings of a category: then the check, which may take long, can be skipped."""
     for action, message, of, module, _ in warnings.filters:
         if issubclass(category, of) and message is None and module is None:
             return action == "ignore"
@@ -402,12 +409,12 @@ def _shares_noise(optimizer: Optimizer, factors: Factors, start: state.State) ->
 
 
 def _is_priming(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:
-    """Whether torch.distributed.checkpoint makes an empty step, only so that the optimizer allocates its state.
+    """Whether torch.distributed.checkpoint makes an empty step, only to let the optimizer allocate its state.
 
-    It says ``step(closure=None)`` with every rate 0. That is no step of the training: it must not count.
+    It calls ``step(closure=None)`` with every learning rate 0. This is not a step of the training and must not count.
     """
-    says_none = "closure" in kwargs and kwargs["closure"] is None
-    return says_none and all(float(group.get("lr", 1.0)) == 0.0 for group in optimizer.param_groups)
+    closure_is_none = "closure" in kwargs and kwargs["closure"] is None
+    return closure_is_none and all(float(group.get("lr", 1.0)) == 0.0 for group in optimizer.param_groups)
 
 
 def _check_perturbations(optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar) -> None:
@@ -420,24 +427,28 @@ def _check_perturbations(optimizer: Optimizer, perturbations: tuple[Perturbation
         if not isinstance(p, Perturbation):
             raise TypeError(f"perturb needs perturbations, such as flatter.leap(0.05); got {p!r}")
         if p.needs_steps_per_epoch and calendar.steps_per_epoch is None:
-            raise ValueError(f"{p} acts by the epoch: give steps_per_epoch=, the number of optimizer steps in one")
+            raise ValueError(f"{p} depends on the epoch: give steps_per_epoch=, the number of optimizer steps in one")
         if p.needs_epochs and calendar.epochs is None:
             raise ValueError(f"{p} has a window: give epochs=, the number of epochs of the whole training")
         if p.acts_on_rate and any(group.get("lr") is None for group in optimizer.param_groups):
             raise ValueError(
-                f"a parameter group of {type(optimizer).__name__} has no 'lr': there is no rate to perturb"
+                f"a parameter group of {type(optimizer).__name__} has no 'lr', so there is no rate to perturb: give "
+                "every group an 'lr'"
             )
         if p.scope == "group" and shared_tensor_rates(optimizer):
-            raise ValueError("groups that share one tensor as 'lr' cannot have a rate each: give every group its own")
+            raise ValueError(
+                "scope 'group' needs a learning rate for each group, but groups that share one tensor as 'lr' have one "
+                "rate: give every group its own tensor"
+            )
 
 
 def _warn_if_other(loaded: state.State, seed: int | None, stream: int | None, mark: int) -> None:
-    """Warns where a loaded state is not of the seed that was asked for, or not of the perturbations attached."""
+    """Warn if a loaded state has another seed or stream than requested, or belongs to other perturbations."""
     for name, asked, carried in (("seed", seed, loaded.seed), ("stream", stream, loaded.stream)):
         if asked not in (None, carried):
             warnings.warn(
-                f"the optimizer carries noise of {name} {carried} from a checkpoint; it is continued, and "
-                f"{name}={asked} is not used. Leave {name} out, or take the flatter_* entries out of the checkpoint's "
+                f"the optimizer carries noise of {name} {carried} from a checkpoint and continues it; "
+                f"{name}={asked} is not used. Omit {name}, or delete the flatter_* entries from the checkpoint's "
                 "param_groups",
                 stacklevel=4,
             )
@@ -445,6 +456,18 @@ def _warn_if_other(loaded: state.State, seed: int | None, stream: int | None, ma
         warnings.warn(
             "the loaded state was saved under another perturbation, or with another steps_per_epoch or epochs; "
             "training goes on with those given here",
+            stacklevel=4,
+        )
+
+
+def _warn_if_named_otherwise(loaded: state.State, optimizer: Optimizer) -> None:
+    """Warn if the parameters of a loaded state were identified by name and now are not, or the other way round."""
+    if loaded.named != state.knows_names(optimizer):
+        then, now = ("name", "position") if loaded.named else ("position", "name")
+        warnings.warn(
+            f"the loaded state was saved with parameters identified by {then}, and this optimizer identifies them by "
+            f"{now}: the noise goes on as another. Make the optimizer from the same parameters as before, "
+            f"{'model.named_parameters()' if loaded.named else 'model.parameters()'}",
             stacklevel=4,
         )
 

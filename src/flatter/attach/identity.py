@@ -1,4 +1,4 @@
-"""Who a parameter is, whatever process it lives in: its name where the optimizer knows names, else its position."""
+"""Parameter ids that are the same in every process: from the name if the optimizer has names, else the position."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from flatter.noise.keys import unit_id
 
-# Wrappers put these into names without changing the model: a run under them must draw the same noise as one without.
+# Prefixes that wrappers put into names. They are removed, so that a wrapped model draws the same noise as a plain one.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _DATA_PARALLEL = "module."
 
@@ -24,12 +24,12 @@ def group_id(index: int) -> int:
 def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
     """Identity of every parameter of an optimizer; no two share one.
 
-    An optimizer made from ``model.named_parameters()`` (torch 2.6 or newer) knows names; the prefixes of DDP,
-    torch.compile and activation checkpointing are removed. A name that an earlier parameter has already, as when two
-    models are in two groups, is told apart by counting. Without names a parameter is its position over all groups.
+    An optimizer made from ``model.named_parameters()`` has names; the prefixes of DDP, torch.compile and activation
+    checkpointing are removed. Repeated names, as of two models in two groups, are numbered. Without names, the id is
+    the position over all groups.
 
     Raises:
-        ValueError: a group does not hold as many names as parameters, so that nobody knows which is whose.
+        ValueError: a group does not have as many names as parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = _names(optimizer)
@@ -37,7 +37,7 @@ def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
         texts = [f"position:{position}" for position in range(len(parameters))]
     else:
         plain = [_unwrapped(name) for name in names]
-        # If removing the prefixes made different names meet, keep them.
+        # Keep the prefixes if names would collide without them.
         texts = _distinct(plain if len(set(plain)) == len(set(names)) else names)
     return {parameter: unit_id(text) for parameter, text in zip(parameters, texts, strict=True)}
 
@@ -51,8 +51,8 @@ def _names(optimizer: Optimizer) -> list[str] | None:
         names, parameters = group.get("param_names", ()), group["params"]
         if len(names) != len(parameters):
             raise ValueError(
-                f"parameter group {index} has {len(names)} names for {len(parameters)} parameters, so whose noise is "
-                "whose cannot be known. A wrapper that flattens or shards parameters may have replaced them: use "
+                f"parameter group {index} has {len(names)} names for {len(parameters)} parameters, so parameters and "
+                "names cannot be matched. A wrapper that flattens or shards parameters may have replaced them: use "
                 "torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
             )
     return [name for group in groups for name in group["param_names"]]

@@ -1,4 +1,4 @@
-"""Hooking into an optimizer so that nothing escapes: exceptions, copies, loaded checkpoints."""
+"""Hooks into an optimizer that also cover exceptions, copies and loaded checkpoints."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Attachment(Protocol):
-    """What is installed: the events of an optimizer's life, and how to make a copy of it noisy again."""
+    """What is installed: callbacks for an optimizer's events, and how to perturb a copy."""
 
     def enter_step(self) -> None:
         """When ``optimizer.step`` is called."""
 
     def before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """Before the optimizer's own step: the arguments it is to get, or ``None`` for those given."""
+        """Before the optimizer's own step; returns its new arguments, or ``None`` to keep those given."""
 
     def after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """After it."""
+        """After the optimizer's own step."""
 
     def leave_step(self, *, failed: bool) -> None:
         """When ``optimizer.step`` returns, or raises."""
@@ -58,7 +58,7 @@ def install(optimizer: Optimizer, attachment: Attachment) -> list[Remover]:
 
 
 def _stand_nearest(optimizer: Optimizer, before: int, after: int) -> None:
-    """Moves our hooks next to the step, whenever they were registered: the user's must find the clean rate."""
+    """Move our hooks next to the step, because the user's hooks must see the clean rates."""
     pre_hooks: Any = optimizer._optimizer_step_pre_hooks  # OrderedDicts, whatever torch's annotation says
     post_hooks: Any = optimizer._optimizer_step_post_hooks
     if next(reversed(pre_hooks)) != before:
@@ -68,10 +68,10 @@ def _stand_nearest(optimizer: Optimizer, before: int, after: int) -> None:
 
 
 def _untraced(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """A hook that ``torch.compile(optimizer.step)`` runs as it is: the keys are numpy's, and new at every step."""
+    """A hook that ``torch.compile(optimizer.step)`` does not trace: its keys are numpy's, and new in every step."""
 
     def untraced(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Only when tracing: the wrapper imports the compiler, and takes longer at every step than the hook.
+        # Only when tracing, because the wrapper imports the compiler and takes longer than the hook itself.
         if torch.compiler.is_compiling():
             hook_as_it_is = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
             return hook_as_it_is(optimizer, args, kwargs)
@@ -98,7 +98,7 @@ _HOOKED_STEP = Optimizer.profile_hook_step(lambda: None).__code__
 
 
 def _guard_step(optimizer: Optimizer, attachment: Attachment, stand_nearest: Callable[[], None]) -> Remover:
-    """Wraps ``optimizer.step``, as torch's schedulers do: hooks alone do not learn of an exception."""
+    """Wrap ``optimizer.step``, as torch's schedulers do, because hooks alone do not see exceptions."""
     own = vars(optimizer).get("step")
     inner = optimizer.step
 
@@ -128,7 +128,7 @@ def _guard_step(optimizer: Optimizer, attachment: Attachment, stand_nearest: Cal
     vars(optimizer)["step"] = guard
 
     def remove() -> None:
-        # A scheduler may have wrapped ours since: then ours stays inside, and does nothing any more.
+        # A scheduler may have wrapped ours since; then ours stays inside and does nothing.
         if vars(optimizer).get("step") is guard:
             del vars(optimizer)["step"]
             if own is not None:
@@ -138,7 +138,7 @@ def _guard_step(optimizer: Optimizer, attachment: Attachment, stand_nearest: Cal
 
 
 def _keep_on_copy(optimizer: Optimizer, attachment: Attachment) -> Remover:
-    """Copying or pickling an optimizer drops its hooks: a copy of this one gets the same attachment instead."""
+    """Attach the same to copies, because copying or pickling an optimizer drops its hooks."""
 
     def reduce(protocol: int) -> tuple[Any, ...]:
         reduced = type(optimizer).__reduce_ex__(optimizer, protocol)

@@ -1,4 +1,4 @@
-"""One optimizer step with noise in it: what happens before and after the optimizer's own step."""
+"""One noisy optimizer step: what happens before and after the optimizer's own step."""
 
 from __future__ import annotations
 
@@ -46,15 +46,19 @@ class Slot:
 
     @staticmethod
     def of(parameter: Tensor) -> Slot:
-        """A slot with a new buffer."""
+        """A slot with a new buffer.
+
+        Raises:
+            ValueError: see :func:`flatter.attach.shards.local_part`.
+        """
         local, block = local_part(parameter)
-        with torch.inference_mode(False):  # else a step in inference mode makes a buffer that no other step can fill
+        with torch.inference_mode(False):  # a buffer made in inference mode could not be written outside of it
             old = torch.empty_like(local)
         is_fast = block.start is not None and can_blend(local, old)
         return Slot(parameter, local, block, old, _form(local), local.stride(), is_fast)
 
     def fits(self) -> bool:
-        """Whether the parameter is still what it was: moved or resized, it needs another buffer."""
+        """Whether the buffer still fits: a parameter that was moved or resized needs another one."""
         now = self.local
         if now is not self.parameter:  # a shard: its storage may have been exchanged under the DTensor
             now = local_part(self.parameter)[0]
@@ -64,7 +68,7 @@ class Slot:
 
 
 class NoisyStep:
-    """Puts the noise in before a step and takes it out after; between steps the optimizer is as clean as any.
+    """Add the noise before a step and remove it after; between steps the optimizer has no trace of it.
 
     Args:
         optimizer: the optimizer.
@@ -72,7 +76,7 @@ class NoisyStep:
         moves_all: whether the optimizer may move parameters that have no gradient. Torch's own never do.
 
     Attributes:
-        running: whether a step has begun and not ended.
+        running: whether a step has begun but not ended.
     """
 
     def __init__(self, optimizer: Optimizer, factors: Factors, *, moves_all: bool = False) -> None:
@@ -91,18 +95,22 @@ class NoisyStep:
     def begin(
         self, seed: int, step: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before the optimizer's own step: noisy rates go in, and parameters that are scaled later are copied.
+        """Before the optimizer's own step: make the rates noisy, and copy the parameters whose updates are scaled.
 
         Args:
-            seed, step: what the factors are a function of.
-            args, kwargs: what the step was called with, the optimizer first.
+            seed, step: the factors are a function of these.
+            args, kwargs: the arguments of the step, the optimizer first.
 
         Returns:
-            The arguments for the optimizer's own step, with closures that see the clean rates; ``None``: as they are.
+            The arguments for the optimizer's own step, with closures that see the clean rates; ``None`` if unchanged.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured.
+            ValueError: the parameters cannot be told apart, or this process cannot tell which elements it holds.
         """
         if _is_capturing():
             raise RuntimeError(
-                "flatter.perturb draws its factors on the host, and a CUDA graph would replay one draw for ever: "
+                "a perturbed optimizer step cannot be captured in a CUDA graph, which would replay one draw forever: "
                 "capture the forward and backward passes only, and step outside the graph"
             )
         self._now = seed, step
@@ -125,7 +133,7 @@ class NoisyStep:
         return args, {key: self._shielded(a) if _is_closure(a) else a for key, a in kwargs.items()}
 
     def finish(self) -> None:
-        """After the optimizer's own step: rates are clean again, and updates are scaled."""
+        """After the optimizer's own step: restore the rates and scale the updates."""
         self._rates.restore()
         if self._moving:
             with torch.no_grad():
@@ -134,7 +142,7 @@ class NoisyStep:
         self.running = False
 
     def abandon(self) -> None:
-        """After an exception inside the step: the rates are clean again, and nothing is scaled."""
+        """After an exception inside the step: restore the rates and scale nothing."""
         self._rates.restore()
         self._moving = []
         self.running = False
@@ -180,7 +188,7 @@ class NoisyStep:
         self._copy(step, every=self._moves_all)
 
     def _forget(self) -> None:
-        """Lets go of what was prepared for parameters that are not the optimizer's any more."""
+        """Release what was prepared for parameters that the optimizer no longer has."""
         parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
         check_memory(parameters)
         own = set(parameters)
@@ -207,14 +215,14 @@ class NoisyStep:
                     torch._foreach_copy_([slot.old for slot in rest], [slot.local for slot in rest])
 
     def _prepare(self, slot: Slot) -> None:
-        """Compiles what the slot will need now, before the optimizer moves anything: if that fails, nothing is lost."""
+        """Compile the slot's kernels before the optimizer changes anything, so that a failure loses nothing."""
         for perturbation in self._factors.perturbations:
             form = perturbation.distribution.kernel_form
             if slot.is_fast and form is not None and perturbation.scope == "element":
                 compile_ahead(form, slot.local)
 
     def _blend(self, seed: int, step: int) -> None:
-        """Scales the updates: with the kernels what they know, the rest by the reference."""
+        """Scale the updates: with the kernels where they can, else with the reference."""
         blender, pieces, rest = self._divide(step)
         if blender is not None:
             _, perturbation = self._factors.fine(step)[0]
@@ -225,13 +233,13 @@ class NoisyStep:
                 blend_(slot.local, slot.old, of_parameter, slot.block)
 
     def _divide(self, step: int) -> tuple[Blender | None, list[Piece], list[Slot]]:
-        """What moves, divided into what the kernels do (with who calls them) and the slots that the reference does."""
+        """The moving slots, divided into the kernels' (with their blender) and the reference's."""
         fine = self._factors.fine(step)
         stream, perturbation = fine[0]
         form = perturbation.distribution.kernel_form
         if len(fine) > 1 or perturbation.scope != "element" or form is None:
             return None, [], self._moving
-        if self._moving != self._divided[0]:  # else, and that is nearly always, as at the last step
+        if self._moving != self._divided[0]:  # rarely: mostly the same parameters move as in the last step
             fast = [slot for slot in self._moving if slot.is_fast]
             units = self._factors.units([slot.parameter for slot in fast])
             pieces = [Piece(s.local, s.old, s.block.start or 0, unit) for s, unit in zip(fast, units, strict=True)]
@@ -246,10 +254,10 @@ class NoisyStep:
 
 
 def _is_closure(argument: object) -> bool:
-    """Whether an argument of ``step`` is a function that it may call; a model is passed for other reasons."""
+    """Whether an argument of ``step`` is a closure; a callable model is not."""
     return callable(argument) and not isinstance(argument, torch.nn.Module) and not inspect.isclass(argument)
 
 
 def _is_capturing() -> bool:
-    """Whether a CUDA graph is being captured; nothing can be before CUDA is in use, which is quicker to ask."""
+    """Whether a CUDA graph is being captured; impossible before CUDA is initialized, which is quicker to check."""
     return bool(torch.cuda.is_initialized()) and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]

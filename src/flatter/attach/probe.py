@@ -1,7 +1,7 @@
-"""Measures on toy copies whether a foreign optimizer can be perturbed.
+"""Measure on toy copies whether a foreign optimizer can be perturbed.
 
-The oracle: training whose updates are scaled by f afterwards must be training at the rates η · f, in every parameter
-and in everything that the optimizer remembers, over 30 steps or more with a factor that changes from step to step.
+Two trainings of 30 steps or more, with a factor f that changes from step to step, must agree in every parameter and in
+all of the optimizer's state: one scales every update by f afterwards, the other runs at the rates η · f.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from flatter.attach.toy import (
     undisturbed,
 )
 
-RATES = (1e-3, 0.3)  # whatever the present rate is: a warm-up's 0 or 1e-8 would hide everything
-FACTORS = (0.5, 1.0, 2.0, 0.75, 1.5, 0.125)  # the first is not 1: some set up their memory with the first rate
-LATER_FACTORS = (1.0, *FACTORS[1:])  # and some never look at the rate again, which then does not act
+RATES = (1e-3, 0.3)  # not the present rate alone: at a warm-up's 0 or 1e-8 every optimizer looks linear
+FACTORS = (0.5, 1.0, 2.0, 0.75, 1.5, 0.125)  # the first is not 1, because some set up their state with the first rate
+LATER_FACTORS = (1.0, *FACTORS[1:])  # some read only the first rate: then these change nothing
 STEPS_OF_16_BITS = 60
 FACTOR_OF_16_BITS = 0.6
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the toy copies showed.
+    """What the toy copies showed: reasons against perturbing, each ``None`` (the default) if it does not apply.
 
     Attributes:
-        inert: why noise in the rate would do nothing, or ``None`` if the rate acts.
-        compounding: why noise in the rate would stay in it, or ``None`` if it does not.
-        nonlinear: why scaling the update afterwards is not training at another rate, or ``None`` if it is.
-        failed: why nothing could be measured, or ``None``.
+        inert: why noise in the learning rate would do nothing.
+        compounding: why noise in the learning rate would stay in it.
+        nonlinear: why scaling the update afterwards is not training at another learning rate.
+        failed: why nothing could be measured.
     """
 
     inert: str | None = None
@@ -55,17 +55,17 @@ class Measurement:
 
 
 class _Failure(Exception):
-    """Nothing could be measured, and why."""
+    """Nothing could be measured; the message says why."""
 
 
 def measure(optimizer: Optimizer) -> Measurement:
-    """Trains toy copies of an optimizer and compares them.
+    """Train toy copies of an optimizer and compare them.
 
-    The optimizer, its parameters and all random number generators are left as they are. The verdict does not depend
-    on the state of the generators; on the present learning rate only where that is beyond ``RATES``.
+    The optimizer, its parameters and all random number generators are left as they are. The result does not depend on
+    the generators' state, and depends on the present learning rate only if that lies outside ``RATES``.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer`` whose groups have a rate.
+        optimizer: any ``torch.optim.Optimizer`` whose groups all have an ``"lr"``.
     """
     try:
         with undisturbed():
@@ -85,7 +85,7 @@ def _measure(optimizer: Optimizer) -> Measurement:
         plain = form.train(RATES[0])
     again = form.train(RATES[0])
     if not again.is_finite() or again.differs_from(plain):
-        raise _Failure("two copies of it that do the same differ: it is not deterministic")
+        raise _Failure("it is not deterministic: two equal copies differ")
     if not _acts(form, plain):
         return Measurement(inert="another learning rate in its param_groups makes the same update")
     compounding = None
@@ -101,7 +101,7 @@ def _measure(optimizer: Optimizer) -> Measurement:
         except Exception:
             if rate == RATES[0]:
                 raise
-            continue  # it does not bear this rate
+            continue  # it fails at this rate, but not at the first one
         if not (at_rates.is_finite() and control.is_finite()):
             continue
         steps = at_rates.steps_above_rounding(control)
@@ -109,8 +109,8 @@ def _measure(optimizer: Optimizer) -> Measurement:
         share = afterwards.parts_from(at_rates, control, steps)
         if share is not None:
             nonlinear = nonlinear or (
-                f"scaling its update is not training at another learning rate (at rates near {rate:g} the two part by "
-                f"{min(share, 9.99):.2g} of the way within {form.steps} steps)"
+                f"scaling its update is not training at another learning rate (at rates near {rate:g}, within "
+                f"{form.steps} steps, the two differ by {min(share, 9.99):.2g} times the distance travelled)"
             )
         elif nonlinear is None and steps == form.steps and not _same_memory(at_rates, afterwards, control):
             nonlinear = "its state depends on the learning rate"
@@ -122,7 +122,7 @@ def _measure(optimizer: Optimizer) -> Measurement:
 
 
 def _acts(form: Form, plain: Path) -> bool:
-    """Whether the rate in the groups makes a difference after the first step: a small rate, or else a large one."""
+    """Whether the learning rate still has an effect after the first step, at a small or else at a large rate."""
     for rate in RATES:
         unscaled = plain if rate == RATES[0] else form.train(rate)
         if unscaled.responds(form.train(rate, LATER_FACTORS), form.train(rate, LATER_FACTORS, shaken=True)):
@@ -143,10 +143,10 @@ def _rates(optimizer: Optimizer) -> list[float]:
 
 
 def _lost_in_rounding(optimizer: Optimizer, form: Form, plain: Path) -> str | None:
-    """Whether an optimizer with 16-bit parameters makes up for rounding, and so undoes a factor that comes after it.
+    """Why an optimizer with 16-bit parameters would undo a factor together with the rounding; ``None`` if it does not.
 
-    Steps of a quarter of the parameters' spacing are lost when they are added. An optimizer that gets somewhere with
-    them keeps what was lost (or the whole parameter) elsewhere, and must then get where the plain one would.
+    Steps of a quarter of the parameters' spacing vanish when they are added. An optimizer that still moves keeps the
+    lost part (or the whole parameter) elsewhere, and recovers what scaling the update takes away.
     """
     dtypes = {p.dtype for p in parameters_of(optimizer)} & {torch.float16, torch.bfloat16}
     for dtype in sorted(dtypes, key=str):
@@ -167,7 +167,11 @@ def _lost_in_rounding(optimizer: Optimizer, form: Form, plain: Path) -> str | No
 
 
 def _working_form(optimizer: Optimizer) -> tuple[Form, Path]:
-    """The first way of making and feeding a toy in which it can be trained, and its training."""
+    """The first form of toy that can be trained and moves, and its training.
+
+    Raises:
+        _Failure: no form can be trained, or its steps are not finite.
+    """
     devices = dict.fromkeys(
         [torch.device("cpu"), *(p.device for p in parameters_of(optimizer) if p.device.type != "meta")]
     )
@@ -194,11 +198,11 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().rstrip(":").split("\n")[0]
 
 
-# What is compared
+# Comparing state
 
 
 def _memory(path: Path) -> list[Any]:
-    """All that an optimizer remembers but the parameters themselves, and the rate wherever the groups have it."""
+    """An optimizer's whole state: all but the parameters, with a placeholder for the learning rate."""
     optimizer = path.toy
     groups = [
         {key: _unless_rate(value, path) for key, value in group.items() if key != "params"}
@@ -223,7 +227,7 @@ def _same_memory(one: Path, two: Path, control: Path) -> bool:
 
 
 def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:
-    """Whether two memories agree as far as rounding lets the control agree with the first."""
+    """Whether two states agree up to rounding, which is measured by the control's distance from the first."""
     if isinstance(one, Tensor):
         if not isinstance(two, Tensor) or one.shape != two.shape:
             return False
@@ -264,4 +268,4 @@ def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:
         return _same(torch.from_numpy(one), torch.from_numpy(two), None, seen)
     if hasattr(one, "__dict__") and not isinstance(one, (types.FunctionType, type, Optimizer, nn.Module)):
         return type(one) is type(two) and _same(vars(one), vars(two), getattr(control, "__dict__", None), seen)
-    return True  # functions, generators and the like: nothing that could be compared
+    return True  # functions, generators and the like cannot be compared

@@ -1,4 +1,4 @@
-"""Putting a noisy rate into an optimizer's groups for the length of one step, and the clean one back."""
+"""Noisy learning rates in an optimizer's groups for one step, and the clean ones restored after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNBOUNDED: Bounds = (-math.inf, math.inf)
 
 
 def bounded(rate: float, bounds: Bounds) -> float:
-    """The rate, or the bound that it is beyond."""
+    """The rate, clamped to the bounds."""
     low, high = bounds
     return min(max(rate, low), high)
 
@@ -42,7 +42,7 @@ class _Loan:
     version: int
 
     def restore(self) -> None:
-        """Puts the clean rate back, unless a new one was written meanwhile: that one stays."""
+        """Restore the clean rate, unless a new one was written meanwhile: that one stays."""
         now = self.group["lr"]
         if isinstance(self.holder, Tensor):
             if not self._was_filled(self.holder):
@@ -52,14 +52,14 @@ class _Loan:
             self.group["lr"] = self.clean
 
     def _was_filled(self, rate: Tensor) -> bool:
-        """Whether somebody else wrote into the tensor. On a GPU it is not read, because that would wait for the GPU."""
+        """Whether other code wrote into the tensor. On a GPU it is not read, which would wait for the GPU."""
         if rate.device.type == "cpu":
             return not torch.equal(rate, torch.as_tensor(self.noisy))
         return _version(rate) != self.version
 
 
 class RateLoan:
-    """The rates that are noisy now, and the clean ones behind them. A tensor is filled in place, never replaced."""
+    """The present noisy rates and their clean values. A tensor is filled in place, never replaced."""
 
     def __init__(self) -> None:
         self._loans: list[_Loan] = []
@@ -68,9 +68,9 @@ class RateLoan:
         return bool(self._loans)
 
     def lend(self, group: dict[str, Any], factors: Sequence[Factor]) -> None:
-        """Multiplies a group's rate by each factor and clamps it to that factor's bounds, until :meth:`restore`.
+        """Multiply a group's rate by each factor and clamp it to that factor's bounds, until :meth:`restore`.
 
-        A rate that all factors leave alone keeps its bits. A tensor that several groups share is filled once.
+        Factors of 1 within the bounds leave the rate's bits unchanged. A tensor that groups share is filled once.
         """
         rate: float | Tensor = group["lr"]
         if all(factor == 1.0 and _within(rate, bounds) for factor, bounds in factors):
@@ -94,7 +94,7 @@ class RateLoan:
         group["lr"] = noisy_rate
 
     def restore(self) -> None:
-        """Puts the clean rates back where no other was written."""
+        """Restore the clean rates, except where a new one was written."""
         while self._loans:
             self._loans.pop().restore()
 
@@ -109,6 +109,6 @@ def _within(rate: float | Tensor, bounds: Bounds) -> bool:
 
 
 def shared_tensor_rates(optimizer: Optimizer) -> bool:
-    """Whether two groups hold the same tensor as their rate: then no group can have one of its own."""
+    """Whether two groups share one tensor as their learning rate."""
     rates = [id(group["lr"]) for group in optimizer.param_groups if isinstance(group.get("lr"), Tensor)]
     return len(set(rates)) < len(rates)

@@ -1,4 +1,4 @@
-"""Where the elements that this process holds lie in the whole tensor: noise belongs to the global element."""
+"""Where this process's elements lie in the whole tensor: noise belongs to the global element."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
     if not _is_dtensor(parameter):
         reason = flattened(parameter)
         if reason is not None:  # when the perturbation was attached the optimizer still held the model's parameters
-            raise ValueError(f"flatter cannot perturb these parameters per element, channel or tensor: {reason}")
+            raise ValueError(
+                f"flatter cannot perturb these parameters per element, channel or tensor: {reason}. Use "
+                "torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
+            )
         shape = tuple(parameter.shape)
         return parameter, Block(shape, tuple(range(size) for size in shape))
     from torch.distributed.tensor import DTensor, Shard
@@ -126,19 +129,19 @@ def local_part(parameter: Tensor) -> tuple[Tensor, Block]:
 
 
 def flattened(parameter: Tensor) -> str | None:
-    """Why the place of a parameter's elements in their whole tensors cannot be known, or ``None`` if it can.
+    """Why the position of a parameter's elements in the whole tensors cannot be known; ``None`` if it can.
 
-    Frameworks that shard an optimizer's state lay the parameters end to end and give every process a stretch of that.
+    Frameworks that shard an optimizer's state concatenate the parameters and give every process a part of the result.
     """
     # FSDP1 marks its flat parameters, and with use_orig_params=True the parameters that are views of them.
     if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
-        return "FullyShardedDataParallel (FSDP1) flattens parameters, and a rank's part does not know where it lies"
+        return "FullyShardedDataParallel (FSDP1) flattens parameters, so a rank cannot tell where its part lies"
     if is_deepspeeds(parameter):
-        return "DeepSpeed flattens parameters, and a rank's part does not know which of them it holds"
+        return "DeepSpeed flattens parameters, so a rank cannot tell which of them its part holds"
     if _is_bare_vector(parameter) and _processes() > 1:
         return (
-            f"a one-dimensional tensor of {parameter.numel()} elements is no nn.Parameter, and in {_processes()} "
-            "processes looks like a rank's part of flattened parameters, which does not know which of them it holds"
+            f"a one-dimensional tensor of {parameter.numel()} elements is not an nn.Parameter, and with {_processes()} "
+            "processes looks like a rank's part of flattened parameters, of which a rank cannot tell which it holds"
         )
     return None
 
@@ -199,6 +202,6 @@ def _as_range(row: Tensor) -> range | Tensor:
 
 
 def _is_dtensor(tensor: Tensor) -> bool:
-    # Whoever holds a DTensor has imported its module, which is slow to import: never be the first.
+    # A DTensor exists only if its module was imported. Do not import it here: that is slow.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

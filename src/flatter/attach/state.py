@@ -1,4 +1,4 @@
-"""What must survive a checkpoint, kept where every framework saves it: plain numbers in ``param_groups``."""
+"""The state that checkpoints must keep: plain numbers in ``param_groups``, which every framework saves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _SEED = "flatter_seed"
 _STREAM = "flatter_stream"
 _FINGERPRINT = "flatter_fingerprint"
 _SUPPORT = "flatter_support"
-_KEYS = (_STEP, _SEED, _STREAM, _FINGERPRINT, _SUPPORT)
+_NAMED = "flatter_named"
+_KEYS = (_STEP, _SEED, _STREAM, _FINGERPRINT, _SUPPORT, _NAMED)
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class State:
         step: optimizer steps taken under the perturbation (or before it, as the user said).
         seed: the seed of the noise.
         stream: the number that tells optimizers of the same seed apart.
-        fingerprint: which perturbations they were, and their calendar.
+        fingerprint: a hash of the perturbations and their calendar.
         support: how it is known that the optimizer can be perturbed; see :mod:`flatter.attach.supported`.
+        named: 1 if parameters are identified by name, 0 if by position.
     """
 
     step: int
@@ -31,6 +33,12 @@ class State:
     stream: int
     fingerprint: int
     support: int
+    named: int
+
+
+def knows_names(optimizer: Optimizer) -> int:
+    """1 if the optimizer was made from named parameters, else 0."""
+    return int(any("param_names" in group for group in optimizer.param_groups))
 
 
 def write(optimizer: Optimizer, state: State) -> None:
@@ -41,6 +49,7 @@ def write(optimizer: Optimizer, state: State) -> None:
         _STREAM: state.stream,
         _FINGERPRINT: state.fingerprint,
         _SUPPORT: state.support,
+        _NAMED: state.named,
     }
     for group in optimizer.param_groups:
         group.update(entries)
@@ -55,7 +64,7 @@ def read(optimizer: Optimizer) -> State | None:
 
 
 def holds(optimizer: Optimizer, state: State) -> bool:
-    """Whether the optimizer carries this state: ``read(optimizer) == state``, for every step."""
+    """Whether the optimizer carries this state, apart from ``support``; a quick check for every step."""
     for group in optimizer.param_groups:
         if _STEP in group:
             same = group[_STEP] == state.step and group[_SEED] == state.seed and group[_STREAM] == state.stream

@@ -1,8 +1,8 @@
 """Which optimizers can be perturbed: those whose update is linear in the learning rate.
 
-Scaling the update by f afterwards is training with the rate η · f only where the update is η · u and the optimizer's
-memory (momentum, second moments) does not depend on η. For torch's own optimizers that is known and tested; any other
-is measured on toy copies when a perturbation is attached (``probe.py``).
+Scaling the update by f afterwards equals training at the rate η · f only if the update is η · u and the optimizer's
+state (momentum, second moments) does not depend on η. For torch's own optimizers this is known and tested; any other
+optimizer is measured on toy copies when a perturbation is attached (``probe.py``).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from flatter.attach.probe import measure
 from flatter.attach.shards import flattened, is_deepspeeds
 
+# How it is known that an optimizer can be perturbed; kept in checkpoints, so the numbers must not change.
 KNOWN, MEASURED, UNMEASURED = range(3)
 
 _REFUSED = {
-    "ASGD": "it keeps a rate of its own that the next steps use, so a factor would act late and again",
-    "Rprop": "the rate is only the first step size; after that it adapts its own",
-    "LBFGS": "it searches along a line, so the rate is not the length of its step",
+    "ASGD": "it keeps its own rate for the next steps, so a factor would act late and more than once",
+    "Rprop": "the learning rate is only the first step size; after that it adapts its own",
+    "LBFGS": "it searches along a line, so the learning rate is not the length of its step",
 }
 _REFUSED_PER_ELEMENT = {
     "Adafactor": "it caps the rate by its own schedule, so the update is not proportional to the rate",
@@ -41,9 +42,9 @@ def unwrapped(optimizer: Optimizer) -> Optimizer:
 
 
 def keep_step(optimizer: Optimizer) -> None:
-    """Lets Accelerate's wrapper use the step that is there now; with a GradScaler it goes back to the one it found."""
+    """Make Accelerate's wrapper use the present ``step``: with a GradScaler it restores the one it saved."""
     while _is_accelerates(optimizer):
-        optimizer.__setstate__({})  # only this
+        optimizer.__setstate__({})  # nothing else makes it look up ``step`` again
         optimizer = optimizer.optimizer  # type: ignore[attr-defined]
 
 
@@ -55,32 +56,37 @@ def _is_accelerates(optimizer: Optimizer) -> bool:
 
 
 def check_supported(optimizer: Optimizer, *, per_element: bool, known: int | None = None) -> int:
-    """Raises if noise in the optimizer's learning rate would not be what the perturbation says.
+    """Raise if noise in the optimizer's learning rate would not have the effect that the perturbation promises.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``.
         per_element: whether some perturbation is finer than a parameter group, so that updates are scaled afterwards.
-        known: what this function returned for the same optimizer earlier (a copy's or a checkpoint's): it is not
-            measured again. A verdict on a coarse perturbation (2) says nothing about a finer one, which is measured.
+        known: what this function returned earlier for the same optimizer, its copy or its checkpoint, to save the
+            measurement. ``UNMEASURED`` does not save it with ``per_element``. Default: ``None``, not known.
 
     Returns:
-        How it is known: 0 by name, 1 measured to be linear in the rate, 2 not measured to be linear (coarse
-        perturbations alone).
+        ``KNOWN`` (by name), ``MEASURED`` (to be linear in the learning rate) or ``UNMEASURED`` (only for coarse
+        perturbations).
 
     Raises:
-        ValueError: the rate does not act; with ``per_element``, the update is not linear in the rate or could not be
-            measured, or which element is whose cannot be seen from here.
+        ValueError: the learning rate has no effect, or the optimizer wraps others or steps its parameters one by one;
+            with ``per_element``, the update is not linear in the learning rate, could not be measured, or this process
+            cannot tell which elements it holds.
+
+    Warns:
+        UserWarning: it could not be measured whether the learning rate has an effect (without ``per_element``).
     """
     name = type(optimizer).__name__
     _refuse_by_name(optimizer, name, per_element)
     for place in _inner_optimizers(optimizer):
-        raise ValueError(f"{name} wraps other optimizers ({place}), which do the steps: perturb those")
+        raise ValueError(f"{name} wraps other optimizers ({place}), which do the steps: perturb those instead")
     _refuse_uncountable(optimizer, name)
     if per_element:
         _refuse_lost_elements(optimizer, name)
         if any(group.get("differentiable") for group in optimizer.param_groups):
             raise ValueError(
-                "differentiable=True cannot be perturbed per element: the update is scaled in place afterwards"
+                f"{name} with differentiable=True cannot be perturbed per element, channel or tensor: the update is "
+                "scaled in place. Use differentiable=False, or a perturbation with scope 'all' or 'group'"
             )
     if _is_known(optimizer, name):
         return KNOWN
@@ -93,15 +99,15 @@ def _measured(optimizer: Optimizer, name: str, per_element: bool) -> int:
     if any(group.get("lr") is None for group in optimizer.param_groups):
         raise ValueError(
             f"{name} cannot be perturbed: a parameter group has no 'lr', so its update cannot be shown to be linear in "
-            "the learning rate. Give it a rate, or use another optimizer, such as SGD or AdamW"
+            "the learning rate. Give the group an 'lr', or use another optimizer, such as SGD or AdamW"
         )
     found = measure(optimizer)
     if found.failed is None:
         if found.inert is not None:
             raise ValueError(
                 f"{name} cannot be perturbed: {found.inert} (measured on a toy copy), so noise in the rate would do "
-                "nothing. Switch its own rate, or its update in the backward pass, off; or use another optimizer, such "
-                "as SGD or AdamW"
+                "nothing. Turn off its own step size or its update in the backward pass, or use another optimizer, "
+                "such as SGD or AdamW"
             )
         if found.compounding is not None:
             raise ValueError(
@@ -122,8 +128,8 @@ def _measured(optimizer: Optimizer, name: str, per_element: bool) -> int:
             f"is linear in the learning rate ({found.failed}). {_ANOTHER}"
         )
     warnings.warn(
-        f"flatter could not check that the learning rate of {name} acts ({found.failed}); if it does not, the noise "
-        "does nothing",
+        f"flatter could not check that the learning rate of {name} acts ({found.failed}). If it does not, the noise "
+        "does nothing: compare one step at two learning rates",
         stacklevel=5,
     )
     return UNMEASURED
@@ -176,7 +182,7 @@ def _optimizers_in(value: Any, place: str, depth: int) -> Iterator[str]:
 
 
 def _refuse_uncountable(optimizer: Optimizer, name: str) -> None:
-    """Some call ``step`` for every parameter, or every group: each call would count as a step of the training."""
+    """Raise if ``step`` runs once per parameter or group: every call would count as a step of the training."""
     if any(group.get("gradient_release") for group in optimizer.param_groups):  # optimi
         raise ValueError(
             f"{name} with gradient_release=True cannot be perturbed: it steps every parameter by itself inside the "
@@ -196,7 +202,7 @@ def _refuse_uncountable(optimizer: Optimizer, name: str) -> None:
 
 
 def _refuse_lost_elements(optimizer: Optimizer, name: str) -> None:
-    """The place of an element in its whole tensor must be known from this process alone."""
+    """Raise if this process cannot tell where its elements lie in the whole tensors."""
     reason = None
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
         reason = "it steps an inner optimizer that holds other parameters, at other positions, on every rank"

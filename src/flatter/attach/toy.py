@@ -25,11 +25,11 @@ from torch.optim import Optimizer
 
 MOST_STEPS = 128
 STEPS = 30  # look-ahead, warm-up and preconditioners that are refreshed now and then show within these
-LARGEST = 4096  # elements of a tensor that a toy may copy: real parameters and their state are larger
-MOST_OBJECTS = 20_000  # that an attribute may consist of
+LARGEST = 4096  # most elements of a tensor that a toy copies: real parameters and their state are larger
+MOST_OBJECTS = 20_000  # most objects that make up an attribute which a toy copies
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-NOT_COPIED = {"state", "param_groups", "defaults", "step", "__reduce_ex__"}  # schedulers wrap ``step``, and so do we
+NOT_COPIED = {"state", "param_groups", "defaults", "step", "__reduce_ex__"}  # ``step``: schedulers and we wrap it
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Path:
     """A toy's training.
 
     Attributes:
-        positions: all its parameters, end to end, at the start and after every step; float64.
-        sizes: elements of each parameter, by group.
-        toy: the toy at the end.
-        dtype: of the parameters.
-        rates: η, and the rate of the last step.
+        positions: all parameters, end to end, at the start and after every step; float64, (steps + 1, elements).
+        sizes: number of elements of each parameter, by group.
+        toy: the optimizer after its last step.
+        dtype: the parameters' dtype.
+        rates: η and the learning rate of the last step.
     """
 
     positions: Tensor
@@ -63,7 +63,7 @@ class Path:
         return float(self.positions.diff(dim=0).abs().max())
 
     def travel(self) -> Tensor:
-        """The farthest that an element of each parameter has been from its start; (steps + 1, parameters)."""
+        """The largest distance of an element of each parameter from its start so far; (steps + 1, parameters)."""
         return self._by_parameter(self.positions - self.positions[0]).cummax(0).values
 
     def gap(self, other: Path) -> Tensor:
@@ -71,16 +71,16 @@ class Path:
         return self._by_parameter(self.positions - other.positions)
 
     def is_single_precision(self) -> bool:
-        """Whether all that changed is in float32, whatever the parameters are: the optimizer computes in it."""
+        """Whether every changed value fits float32: then the optimizer computes in float32."""
         end = self.positions[-1][self.positions[-1] != self.positions[0]]
         return torch.equal(end, end.float().double())
 
     def differs_from(self, other: Path) -> bool:
-        """Whether it ends elsewhere than its repetition."""
+        """Whether it differs from its repetition."""
         return bool((self.gap(other) > 1e-9 * self.travel()).any())
 
     def responds(self, other: Path, control: Path) -> bool:
-        """Whether another rate leads elsewhere, in every group that moves at all."""
+        """Whether another learning rate has an effect, in every group that moves at all."""
         gaps, rounding, travel = self.gap(other).amax(0), other.gap(control).amax(0), self.travel()[-1]
         acts = (gaps > 1e-3 * travel) & (gaps > 10 * rounding)
         by_group = [len(sizes) for sizes in self.sizes]
@@ -88,14 +88,14 @@ class Path:
         return all(bool(a.any()) for a, moved in groups if (moved > 0).any())
 
     def steps_above_rounding(self, control: Path) -> int:
-        """For how many steps a small disturbance stays small."""
+        """Number of steps for which a disturbance of the size of rounding stays small."""
         lost = (self.gap(control) > 0.01 * self.travel() + 1e-9).any(1).tolist()
         return lost.index(True) - 1 if True in lost else len(lost) - 1
 
     def parts_from(self, other: Path, control: Path, steps: int) -> float | None:
-        """How far it gets from another path, as a share of that one's way, if not only by rounding; else ``None``.
+        """Largest distance from another path, as a share of that path's travel; ``None`` if rounding explains it.
 
-        Rounding is what the disturbed copy of the other path shows.
+        The effect of rounding is measured by the other path's disturbed copy, ``control``.
         """
         gap, travel = self.gap(other)[: steps + 1], other.travel()[: steps + 1]
         allowed = precision_of(self.dtype) * travel + 10 * other.gap(control)[: steps + 1] + 1e-15
@@ -109,7 +109,7 @@ class Path:
 
 
 def precision_of(dtype: torch.dtype) -> float:
-    """How well two trainings agree that differ by rounding errors, relative to what changed."""
+    """Relative tolerance of two trainings that differ only by rounding errors."""
     return 1e-6 if dtype in (torch.float64, torch.complex128) else 1e-3
 
 
@@ -126,7 +126,7 @@ class Feed:
     """How gradients reach the optimizer."""
 
     closure: bool = False
-    graph: bool = False  # gradients that can be differentiated again, for second-order optimizers
+    graph: bool = False  # gradients with a graph, for second-order optimizers
     sparse: bool = False
 
 
@@ -153,14 +153,14 @@ class Form:
         afterwards: bool = False,
         shaken: bool = False,
     ) -> Path:
-        """Trains a new toy.
+        """Train a new toy.
 
         Args:
-            rate: η of every group.
-            factors: f of the steps, over and over.
-            steps: how many; default: the form's.
-            afterwards: whether the updates are scaled by f after the step, or the rates before it.
-            shaken: whether every parameter is disturbed after every step, by about what rounding does.
+            rate: η, the learning rate of every group.
+            factors: f of the steps, repeated; default: 1.
+            steps: number of steps; default: the form's.
+            afterwards: scale the updates by f after the step, instead of the learning rates before it.
+            shaken: disturb every parameter after every step, by about as much as rounding does.
         """
         _seed_generators()
         toy = self._toy(rate)
@@ -231,7 +231,7 @@ class Form:
 
 
 def _toy_shapes(optimizer: Optimizer) -> dict[Tensor, tuple[int, ...]]:
-    """For each parameter a small shape: as many dimensions, equal sizes stay equal, and larger ones larger."""
+    """A small shape for each parameter: same number of dimensions, and sizes in the same order."""
     sizes = sorted({size for p in parameters_of(optimizer) for size in p.shape if size > 3})
     small = {size: min(4 + rank, 8) for rank, size in enumerate(sizes)}
     # Empty parameters cannot show anything; those of the toy have an element.
@@ -239,14 +239,14 @@ def _toy_shapes(optimizer: Optimizer) -> dict[Tensor, tuple[int, ...]]:
 
 
 def _wave(like: Tensor, phase: float) -> Tensor:
-    """Values in [−1, 1] without zeros or symmetry, drawn from no generator."""
+    """Values in [−1, 1] without zeros or symmetry, and without a random generator."""
     count = torch.arange(max(1, like.numel()), dtype=torch.float64, device=like.device)
     return torch.sin(1.7 * count + phase + 0.4)[: like.numel()].reshape(like.shape).to(like.dtype)
 
 
 @contextlib.contextmanager
 def _lent(toy: Optimizer, factor: float) -> Iterator[None]:
-    """Multiplies the rates by a factor; a rate that the step itself writes stays as it writes it."""
+    """Multiply the learning rates by a factor; a rate that the step itself writes is kept."""
     clean = [(group, group["lr"], float(group["lr"])) for group in toy.param_groups]
     for group, rate, value in clean:
         _set_rate(group, rate, value * factor)
@@ -277,11 +277,11 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-# Copying an optimizer's options, and nothing large or shared
+# Copying an optimizer's options, but nothing large or shared
 
 
 def _copied(form: Form, groups: list[dict[str, Any]], *, defaults_only: bool = False) -> Optimizer:
-    """A toy without a constructor: the attributes of the real one, and a fresh state."""
+    """A toy made without the constructor: the real optimizer's attributes and a fresh state."""
     real = form.optimizer
     toy = type(real).__new__(type(real))
     copier = _Copier(form, toy, groups)
@@ -308,12 +308,12 @@ def _copied(form: Form, groups: list[dict[str, Any]], *, defaults_only: bool = F
 
 
 def _with_defaults(form: Form, groups: list[dict[str, Any]]) -> Optimizer:
-    """The same, and the groups' counters as at the start: those of a trained optimizer do not fit a fresh state."""
+    """As :func:`_copied`, with the groups' counters reset: those of a trained optimizer do not fit a fresh state."""
     return _copied(form, groups, defaults_only=True)
 
 
 def _constructed(form: Form, groups: list[dict[str, Any]]) -> Optimizer:
-    """A toy from the constructor, which is given what can be found of its arguments."""
+    """A toy made by the constructor, with as many of its arguments as can be found."""
     real = form.optimizer
     parameters = list(inspect.signature(type(real).__init__).parameters.values())[2:]
     copier = _Copier(form, None, groups)
@@ -332,7 +332,7 @@ BUILDS: tuple[_Build, ...] = (_copied, _with_defaults, _constructed)
 
 
 class _Copier:
-    """Copies values deeply: the real parameters become the toy's, and the optimizer the toy."""
+    """Deep copies in which the toy and its parameters take the place of the real ones."""
 
     def __init__(self, form: Form, toy: Optimizer | None, groups: list[dict[str, Any]]) -> None:
         self._form = form
@@ -343,7 +343,7 @@ class _Copier:
             self._memo.update({id(p): twins[shapes[p]] for p in own["params"]})
 
     def copy_into(self, place: dict[str, Any], key: str, value: object) -> None:
-        """Copies a value; one that cannot be copied safely is left out, and missed by a toy that needs it."""
+        """Copy a value; skip one that cannot be copied safely. A toy that needs it then fails, and another is tried."""
         if isinstance(value, PLAIN):
             place[key] = value
             return
@@ -359,15 +359,15 @@ class _Copier:
             generator.set_state(found.get_state())
             return generator
         if isinstance(found, Optimizer) or found.numel() > LARGEST or found.device.type == "meta":
-            raise ValueError("not an option")
+            raise ValueError("an optimizer or a large tensor is not copied")
         return found.detach().to(self._form.device, copy=True)
 
 
 def _reachable(value: object) -> list[Tensor | torch.Generator | Optimizer]:
-    """The tensors, generators and optimizers that a deep copy of a value would come to.
+    """The tensors, generators and optimizers that a deep copy of a value would reach.
 
     Raises:
-        ValueError: it holds too much, or a function with a memory of such things, which a copy would share.
+        ValueError: the value holds too many objects, or a closure over such things, which a copy would share.
     """
     found: list[Tensor | torch.Generator | Optimizer] = []
     seen: set[int] = set()
@@ -390,7 +390,7 @@ def _reachable(value: object) -> list[Tensor | torch.Generator | Optimizer]:
 
 
 def _without_repeats(value: Any) -> Any:
-    """Lists in which several parameters became one toy parameter have it once: it must not be updated twice."""
+    """A value whose lists hold each toy parameter once: it stands for several real ones, and is updated once."""
     if type(value) in (list, tuple):
         kept = {
             id(item) if isinstance(item, nn.Parameter) else (position,): item for position, item in enumerate(value)
@@ -406,11 +406,11 @@ def _without_repeats(value: Any) -> Any:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Foreign code runs under torch's usual settings; it moves no generator, warns of nothing and prints nothing."""
+    """Run foreign code under torch's default settings; restore all generators, and silence warnings and output."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     with_gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     on_gpus = torch.cuda.get_rng_state_all() if with_gpus else []
-    # Only where it is needed: it slows every operation down.
+    # Only if needed, because it slows every operation down.
     on_cpu = torch.device("cpu") if torch.get_default_device().type != "cpu" else contextlib.nullcontext()
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
     try:
@@ -434,7 +434,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _seed_generators() -> None:
-    """The same random numbers for every toy."""
+    """Give every toy the same random numbers."""
     torch.default_generator.manual_seed(0)
     np.random.seed(0)
     random.seed(0)

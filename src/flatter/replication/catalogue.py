@@ -55,7 +55,7 @@ def load_study(name: str) -> StudySpec:
 
 
 def study_text(name: str) -> str:
-    """Return a packaged study's file as it stands, to be changed into a study of one's own.
+    """Return a packaged study's file as it stands, as a start for your own study.
 
     Raises:
         UnknownStudyError: as for :func:`load_study`.

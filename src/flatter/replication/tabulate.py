@@ -31,7 +31,7 @@ def ledger_markdown(ledger: Ledger) -> str:
 
 
 def write_ledger_csv(ledger: Ledger, path: Path) -> None:
-    """Writes one line per claim, with every number of it; a number that there is none of is left empty."""
+    """Writes one line per claim, with all its numbers; missing values are left empty."""
     rows = [_flat(ledger, entry) for entry in ledger.entries]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")

@@ -15,7 +15,7 @@ from flatter.study.runner import TrialSpec
 
 
 class Reuse:
-    """What of a comparison or a study was found in its store, and the kinds of machines that trials ran on."""
+    """Counts the trials that were reused from the store, and the kinds of machines that trials ran on."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -58,8 +58,8 @@ class Reuse:
             return None
         kinds = "; ".join(map(kind_in_words, self._kinds))
         return (
-            f"Note: the trials are of different kinds of machines ({kinds}). The same trial may differ between them, "
-            "in its last bits or more: where that matters, run all of them on one kind, in a new folder."
+            f"Note: the trials ran on different kinds of machines ({kinds}). The same trial may differ between them, "
+            "in its last bits or more. If that matters, run all of them on one kind, in a new folder."
         )
 
 

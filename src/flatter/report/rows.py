@@ -103,12 +103,12 @@ def judged(judgement: Judgement | None, places: int, otherwise: str = "") -> Jud
     )
 
 
-# What a verdict that is no verdict rests on, in the few words that a table has room for.
+# Why there is no "helps" or "hurts", in few enough words for a table.
 _NOTES: dict[Verdict, str] = {
     "skewed": "too asymmetric for a test",
     "does nothing": "identical on all seeds",
     "not independent": "seeds repeat a training",
-    "not comparable": "other number of epochs",
+    "not comparable": "different numbers of epochs",
     "not tested": "no verdict against vanilla",
 }
 

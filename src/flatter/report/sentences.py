@@ -96,7 +96,7 @@ def headline(comparison: Comparison) -> str:
         ("inconclusive", "is inconclusive", "are inconclusive"),
         ("skewed", "is too skewed to judge", "are too skewed to judge"),
         ("does nothing", "does nothing", "do nothing"),
-        ("not independent", "was not tested, for its seeds repeat", "were not tested, for their seeds repeat"),
+        ("not independent", "was not tested because its seeds repeat", "were not tested because their seeds repeat"),
         ("not comparable", "trained another number of epochs", "trained another number of epochs"),
         ("failed", "could not be tested", "could not be tested"),
     ):

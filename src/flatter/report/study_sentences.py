@@ -21,7 +21,7 @@ _VERBS = {
     "inconclusive": "is inconclusive",
     "skewed": "is too skewed to judge",
     "does nothing": "does nothing",
-    "not independent": "was not tested, for its seeds repeat,",
+    "not independent": "was not tested because its seeds repeat",
     "not comparable": "trained another number of epochs",
     "failed": "could not be tested",
 }

@@ -41,7 +41,7 @@ _PLAIN = {
     "↓": "down",
     "↑": "up",
 }
-PLAIN = "flatter_plain"  # name of the way in which characters that an encoding lacks are replaced
+PLAIN = "flatter_plain"  # error handler that replaces characters which an encoding lacks
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
@@ -79,11 +79,11 @@ def terminal(*, stderr: bool = False) -> Console:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What became of a page.
+    """The result of writing a page.
 
     Attributes:
-        page: where it is; ``None`` where it could not be written.
-        line: that in words.
+        page: its path; ``None`` if it could not be written.
+        line: the same in words, for the terminal.
     """
 
     page: Path | None
@@ -91,10 +91,10 @@ class Written:
 
 
 def written(write: Callable[[], Path]) -> Written:
-    """Writes a page; a full disk or a folder that cannot be written does not keep its table from being shown.
+    """Write a page. If the disk is full or the folder read-only, say so instead of raising.
 
     Args:
-        write: writes it and returns where.
+        write: writes the page and returns its path.
     """
     try:
         page = write()

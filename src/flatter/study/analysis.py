@@ -31,11 +31,11 @@ def analyse(
     flatness: FlatnessSettings | None = None,
     store: Store | None = None,
 ) -> Comparison:
-    """Compares arms by the final epoch's metric, paired by seed.
+    """Compare arms by the final epoch's metric, paired by seed.
 
-    Does a method differ from vanilla? These tests are one family; behind a method's verdict it is asked whether it
-    differs from the control that has its mean rate, and that control from vanilla: see :func:`judge_arms`. Methods that
-    the store has judged on this subject before stay in the family.
+    The methods against vanilla are one family of tests; a method and its control, and that control and vanilla, are
+    tested behind the method's verdict: see :func:`judge_arms`. Methods that the store has judged on this subject before
+    stay in the family.
 
     Nothing is tested where seeds are not independent (two trainings of an arm are the same in all metrics of all
     epochs), or where the epochs of two arms differ in number.
@@ -46,8 +46,8 @@ def analyse(
         arms: the arms, vanilla first.
         seeds: the seeds, in the order of the pairs.
         level: family-wise level of the tests; default 0.05.
-        flatness: what was measured of the final models; default: nothing.
-        store: which comparisons were judged before; default: none.
+        flatness: the settings by which the final models' flatness was measured; default: it was not.
+        store: the store, which remembers the comparisons judged before; default: none.
     """
     metric, better = subject.metric, subject.better
     by_trial = {(record.arm, record.seed): record for record in records}
@@ -160,8 +160,8 @@ def _barred(
 def repeated_seeds(records: Sequence[Record]) -> tuple[int, ...]:
     """The seeds whose training is the same as an earlier one's: in all metrics of all epochs, to the bit.
 
-    Different trainings can tie in a discrete metric, and those that collapse or are perfect in all epochs. A training
-    is only said to be another's if its metrics say enough to tell trainings apart; see ``_says_enough``.
+    Different trainings can tie in a discrete metric, and if they collapse or are perfect in all epochs. So trainings
+    count as the same only if their metrics are detailed enough to tell trainings apart; see ``_says_enough``.
     """
     groups: dict[object, list[Record]] = {}
     for record in records:
@@ -171,11 +171,11 @@ def repeated_seeds(records: Sequence[Record]) -> tuple[int, ...]:
 
 
 def _says_enough(records: Sequence[Record]) -> bool:
-    """Whether records that agree in all metrics can only be of one training.
+    """Whether records that agree in all metrics must come from one training.
 
-    A metric says so that takes at least two values which are not simple fractions, as a loss does (a model that
-    collapsed has one constant loss), or eight different values of any kind, as an error rate over ten epochs does. Of
-    trainings of a single epoch, two such losses are asked for, or one that is the same in three trainings.
+    This holds if some metric takes at least two values that are not simple fractions, as a loss does (that of a
+    collapsed model is constant), or at least eight different values, as an error rate over ten epochs may. With a
+    single epoch it takes two values that are not simple fractions, or one if three or more records agree.
     """
     values: dict[str, set[float]] = {}
     for record in records:

@@ -17,7 +17,7 @@ from flatter.study.spec.study_spec import VANILLA as VANILLA
 
 
 class ArmError(ValueError):
-    """An arm that does not exist or cannot be built. The message is one line."""
+    """The arm does not exist or cannot be built. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Arm:
             if not isinstance(p, Perturbation):
                 raise ArmError(f"arm {self.name!r}: expected a perturbation such as flatter.leap(0.05), got {p!r}")
         if not self.name:
-            raise ArmError("an arm needs a name")
+            raise ArmError(f"an arm needs a name, got {self.name!r}")
         object.__setattr__(self, "perturbation", perturbations)
         if not self.description:
             object.__setattr__(self, "description", self._describe())
@@ -250,7 +250,9 @@ def with_controls(arms: Iterable[Arm], *, controls: bool = True) -> tuple[Arm, .
             raise ArmError(f"two arms are named {name!r}: give each its own name")
     for arm in result:
         if arm.control is not None and arm.control not in names:
-            raise ArmError(f"arm {arm.name!r} is to be held against {arm.control!r}, which is not among the arms")
+            raise ArmError(
+                f"the control {arm.control!r} of arm {arm.name!r} is not among the arms: add it, or omit control="
+            )
     return tuple(result)
 
 
@@ -287,8 +289,8 @@ def judge_arms(
 ) -> tuple[dict[str, Judgement], dict[str, Judgement]]:
     """Judge every arm against vanilla, and every method against its control, as one family of tests.
 
-    The family are the methods against vanilla. Behind a method's verdict stand two more questions: does it differ from
-    its control, and does that control differ from vanilla? See :func:`flatter.stats.judge`.
+    The family consists of the methods against vanilla. Two more comparisons stand behind each method's verdict: the
+    method against its control, and that control against vanilla. See :func:`flatter.stats.judge`.
 
     Args:
         values: of each arm, one number per seed.
@@ -296,7 +298,7 @@ def judge_arms(
         better: whether ``"lower"`` or ``"higher"`` is better.
         level: family-wise level of all these tests.
         barred: by arm and baseline, the verdict of comparisons that must not be tested; default: none.
-        absent: arms that belong to the family and whose values are not at hand.
+        absent: number of arms that belong to the family but whose values are not available; default: 0.
 
     Returns:
         The judgements against vanilla and those against the controls, by arm.

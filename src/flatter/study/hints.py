@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a name that there is not."""
+"""Suggest the closest known name for a typo."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Telling one training function from another, and from itself after an edit, so that no stale trial is reused.
+"""Identify a training function by its content, so that no trial of an older version is reused.
 
-The function and all that it names are nodes of a graph: its code, the values that it closes over, the globals that its
-code loads, and what these name in turn. Every node gets a hash of its own content and its neighbours' hashes, round
-after round until the farthest node has reached the first. So the result depends neither on the order of a walk nor on
-addresses, and cycles do no harm.
+The function and everything that it names are nodes of a graph: its code, the values that it closes over, the globals
+that its code loads, and what these name in turn. Every node gets a hash of its own content and its neighbours' hashes,
+round after round until the farthest node has reached the first. So the result depends neither on the order of a walk
+nor on addresses, and cycles do no harm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NO_VALUE = object()
 
 
 class NotIdentifiableError(ValueError):
-    """A training function whose behaviour depends on what cannot be seen. The message is one line."""
+    """The training function depends on a value that cannot be identified. The message is one line."""
 
 
 def identify(function: Callable[..., Any], *, stored: bool) -> str:
@@ -53,7 +53,7 @@ def identify(function: Callable[..., Any], *, stored: bool) -> str:
 
     Args:
         function: the training function.
-        stored: whether trials are kept: then a function that cannot be told from another is refused.
+        stored: whether trials are kept. If not, a function that cannot be identified is known by its name alone.
 
     Raises:
         NotIdentifiableError: ``stored``, and the function depends on a value without a state that can be read, such as
@@ -76,7 +76,7 @@ def plain_data(value: Any) -> Any:
     an enum's member becomes its value; a numpy scalar becomes a number.
 
     Raises:
-        TypeError: there is no such form; the message names the type.
+        TypeError: the value has no such form; the message names its type.
     """
     if isinstance(value, enum.Enum):
         return plain_data(value.value)
@@ -109,12 +109,12 @@ def _key(key: Any) -> str:
 
 @dataclass(slots=True)
 class _Edge:
-    """From a node to one that it depends on.
+    """A dependency of a node.
 
     Attributes:
-        child: the other's position.
-        strict: whether the first cannot be identified without the second.
-        name: what an error calls it; may be empty.
+        child: position of the node that is depended on.
+        strict: whether the dependent node cannot be identified without it.
+        name: its name in error messages; may be empty.
     """
 
     child: int
@@ -130,7 +130,7 @@ class _Node:
         label: its own content.
         edges: what it depends on.
         ordered: whether the order of these counts.
-        unknown: name of its type, where nothing is known but that.
+        unknown: name of its type if nothing else is known of it, else empty.
     """
 
     label: str = ""
@@ -191,8 +191,8 @@ class _Graph:
             if node.unknown:
                 what = f"{name}, a {node.unknown}" if name else f"a {node.unknown}"
                 raise NotIdentifiableError(
-                    f"the training function depends on {what}, which flatter cannot tell from another when the "
-                    "comparison is continued: make it inside the function, or leave out= away and keep no trials"
+                    f"the training function depends on {what}, which flatter cannot recognise when the comparison is "
+                    "continued: create it inside the function, or omit out= (then no trials are kept)"
                 )
             for edge in node.edges:
                 if edge.strict and edge.child not in seen:
@@ -269,7 +269,7 @@ class _Graph:
             node.label += hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
     def _look_at_module(self, node: _Node, module: types.ModuleType) -> None:
-        """A module that is used otherwise than by names that the code spells out: all of it counts."""
+        """A module that the code uses as a whole, not only by attributes that it names: all of it counts."""
         if not _is_own(getattr(module, "__file__", None)):
             node.label = _installed(module.__name__)
             return

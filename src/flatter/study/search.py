@@ -1,7 +1,7 @@
-"""Which configurations of a search space are tried: all of a grid, or what Optuna's samplers propose.
+"""The configurations of a search space to try: all of a grid, or the proposals of Optuna's samplers.
 
-A search is a generator that yields rounds of configurations and is sent their values. It holds no state of its own:
-played again with the values in the store it proposes the same, which is how a killed study goes on.
+A search is a generator that yields rounds of configurations and is sent their values. It has no other state: replayed
+with the values in the store it proposes the same configurations, which is how a killed study resumes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def search(
     stream: str = "",
     is_known: Callable[[Configuration], bool] = lambda configuration: False,
 ) -> Search:
-    """Proposes configurations round by round; is sent the values of a round in its order, NaN for a failed one.
+    """Propose configurations round by round; each round is sent its values in the same order, NaN for a failed one.
 
-    The samplers random and tpe propose no configuration twice. One that was trained before, in the baseline's search,
-    is proposed but does not count: its value is there, and costs nothing. They end early where no others are left.
+    The samplers random and tpe propose no configuration twice. A configuration that the baseline's search trained may
+    be proposed but does not count, because its value is in the store. They end early if no others are left.
 
     Args:
         space: what is tuned.
@@ -42,9 +42,9 @@ def search(
         trials: for the samplers random and tpe, the number of configurations that are trained.
         base: the settings that ``times`` multiply.
         better: whether lower or higher values are better.
-        stream: what tells the search from the study's others, such as cell, arm and stage: every search draws for
-            itself, from the study's seed and this.
-        is_known: whether a configuration was trained before the search.
+        stream: a text that tells the study's searches apart, such as cell, arm and stage: each draws independently,
+            from the study's seed and this text. Default: empty.
+        is_known: whether a configuration was trained before the search. Default: none was.
     """
     if tuning.sampler == "grid":
         yield list(_grid(space, base))
@@ -72,7 +72,7 @@ def _grid(space: Space, base: Mapping[str, Any]) -> Iterator[Configuration]:
 
 
 def sampler_seed(seed: int, stream: str) -> int:
-    """A search's own seed, below 2³², from the study's and what tells the search from others."""
+    """A search's own seed, below 2³², from the study's seed and the search's stream."""
     return int.from_bytes(sha256(f"{seed} {stream}".encode()).digest()[:4], "big")
 
 
@@ -141,7 +141,7 @@ def _ask_new(
             break
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     else:
-        # Of a space that is nearly used up the sampler may hardly ever propose what is left.
+        # The sampler may hardly ever propose the last few configurations of a nearly exhausted space.
         left = next((each for each in _grid(finite, base) if repr(each) not in tried), {}) if finite else {}
         if not left:
             return None

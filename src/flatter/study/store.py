@@ -1,4 +1,4 @@
-"""Where finished trials are kept: one SQLite file, so that a comparison killed at any moment continues."""
+"""The store of finished trials: one SQLite file, so that a comparison killed at any moment can resume."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from flatter.study.records import FlatnessRecord, JudgedArm, Look, Record
 
 STORE_NAME = "trials.sqlite"  # in an output folder
-# 2: a record may have flatness measures. 3: it has its specification, time and memory, and what people look for stands
-# in columns of its own. 4: a failed record may have a traceback, comparisons that were judged are remembered, and so is
-# what is known of the user's own tasks. Records of older schemas lack what they lack, and are read as they are.
+# 2: a record may have flatness measures. 3: it has its specification, time and memory, and columns to query. 4: a
+# failed record may have a traceback; judged comparisons and descriptions of the user's own tasks are kept. Records of
+# older schemas are read with these fields missing.
 SCHEMA = 4
 _COLUMNS = ("task", "arm", "metric", "seed", "status", "error", "started", "seconds")
 
@@ -36,8 +36,8 @@ class Store:
     One program at a time may write to a file; others may read it meanwhile.
 
     Args:
-        path: the SQLite file, made if it is not there; ``None`` keeps the records in memory.
-        read_only: only read: the file must be there, and stays as it is.
+        path: the SQLite file, created if missing; ``None`` keeps the records in memory.
+        read_only: only read: the file must exist, and is not changed. Default: ``False``.
 
     Raises:
         StoreError: the file cannot be made, read or written, is not a store, is of a newer version, or another
@@ -66,10 +66,10 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """The store for writing; read-only where there is one that cannot be written to.
+        """Open the store for writing, or read-only if it exists but cannot be written to.
 
-        So what is finished can be shown again from a read-only folder or on a full disk; :meth:`check_writable` refuses
-        to run more.
+        So a finished comparison can be shown from a read-only folder or on a full disk; :meth:`check_writable` raises
+        before another trial is run.
 
         Raises:
             StoreError: as for :class:`Store`.
@@ -107,8 +107,8 @@ class Store:
         try:
             return _opened(f"{where}?mode=ro", self._look)
         except sqlite3.OperationalError:
-            # Readers leave marks beside the file; where the folder is read-only, SQLite must be told that nobody
-            # writes. What a killed program left in the log beside the file would be overlooked then.
+            # SQLite's readers write files beside the store. In a read-only folder they cannot, so SQLite is told that
+            # the file is immutable. It then ignores the log of a killed program: not if there is one.
             log = self._path.with_name(self._path.name + "-wal")
             if not self._path.is_file() or (log.exists() and log.stat().st_size):
                 raise
@@ -117,7 +117,9 @@ class Store:
     def _schema(self, connection: sqlite3.Connection) -> int:
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
-            raise StoreError(f"{self._path} was written by a newer flatter (schema {version}): update, or {_ADVICE}")
+            raise StoreError(
+                f"{self._path} was written by a newer flatter (schema {version}): update flatter, or {_ADVICE.lower()}"
+            )
         return version
 
     def _look(self, connection: sqlite3.Connection) -> None:
@@ -152,11 +154,11 @@ class Store:
         return 0 if row is None else int(row[0])
 
     def remember_task(self, name: str, key: str, value: Any) -> None:
-        """Keeps plain data on a user's own task, for commands that read only and so do not import it.
+        """Keep plain data about a user's own task, for commands that do not import it.
 
         Args:
-            name: the task's.
-            key: what the data say; what it said before is replaced.
+            name: the task's name.
+            key: the data's name; earlier data of that name are replaced.
             value: the data.
 
         Raises:
@@ -168,7 +170,7 @@ class Store:
             self._write("INSERT OR REPLACE INTO tasks (name, key, value) VALUES (?, ?, ?)", name, key, text)
 
     def remembered_task(self, name: str) -> dict[str, Any]:
-        """What is kept on a user's own task, by key; empty where nothing is.
+        """The data kept about a user's own task, by key; may be empty.
 
         Raises:
             StoreError: the file is damaged.
@@ -269,7 +271,10 @@ class Store:
                 text = json.dumps(asdict(look), sort_keys=True)
                 self._connection.execute("INSERT OR IGNORE INTO looks (family, look) VALUES (?, ?)", (family, text))
         except sqlite3.Error as error:
-            raise StoreError(f"cannot write to {self._path}: {error}. All trials are safe") from None
+            raise StoreError(
+                f"cannot write to {self._path}: {error}. All trials are safe; free some space or make the folder "
+                "writable, and run the same command again"
+            ) from None
 
     def close(self) -> None:
         """Closes the file."""

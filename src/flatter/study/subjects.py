@@ -20,11 +20,11 @@ from flatter.study.trial import Trial
 
 
 def subject_of(task: Task, settings: Settings) -> Subject:
-    """What a task's trials are known by: its settings, and the code of a task of the user's own.
+    """What identifies a task's trials: its settings and, for a user's own task, its code.
 
     Raises:
-        NotIdentifiableError: a task of the user's own that depends on what cannot be seen.
-        SettingsError: settings that are not plain data.
+        NotIdentifiableError: the user's own task depends on a value that cannot be identified.
+        SettingsError: the settings are not plain data.
     """
     values = plain_settings(task.name, settings)
     return Subject(task.name, task.metric, task.unit, task.direction, values, code_of(task))
@@ -49,9 +49,9 @@ def plain_settings(task: str, settings: Settings) -> dict[str, Any]:
 
 
 def trained_with(task: Task, values: Mapping[str, Any]) -> Settings:
-    """The task's settings that :func:`plain_settings` gave these values of.
+    """The settings whose :func:`plain_settings` are these values.
 
-    What the task itself has is kept as it is: not everything can be read back from its plain form.
+    A value equal to the task's own is taken from the task, because not everything can be read back from plain data.
 
     Raises:
         SettingsError: a value that the task refuses.
@@ -61,7 +61,7 @@ def trained_with(task: Task, values: Mapping[str, Any]) -> Settings:
 
 
 def describe(task: Task) -> dict[str, Any]:
-    """A user's own task as plain data: all but what trains. :func:`remembered_task` makes a task of it."""
+    """A user's own task as plain data, without its functions; :func:`remembered_task` is the inverse."""
     fields = type(task.settings).model_fields
     kinds = {kind: name for name, kind in _KINDS.items()}
     return {
@@ -83,7 +83,7 @@ def updated(task: Task, settings: Settings, changes: Mapping[str, Any], note: No
         task: the task.
         settings: settings of the task.
         changes: by name.
-        note: is told what came out, where the task is the user's own: its validation may do anything.
+        note: callback that keeps the result of a user's own task, whose validation may do anything; ``None``: none.
 
     Raises:
         SettingsError: a name or a value that the task refuses.
@@ -95,11 +95,11 @@ def updated(task: Task, settings: Settings, changes: Mapping[str, Any], note: No
 
 
 def remembered_task(name: str, notes: Mapping[str, Any]) -> Task:
-    """A task of the user's own, from what a store remembers, without its code: it can be planned, and not trained.
+    """A user's own task restored from the store without its code: it can be planned, but not trained.
 
     Args:
-        name: the task's.
-        notes: by key: :func:`describe`'s under ``""``, and what :func:`updated` noted.
+        name: the task's name.
+        notes: by key: the result of :func:`describe` under ``""``, and what :func:`updated` noted.
     """
     known = notes[""]
     fields: dict[str, Any] = {name: (_KINDS[known["kinds"][name]], value) for name, value in known["settings"].items()}
@@ -129,7 +129,7 @@ def _plain_kind(annotation: Any) -> Any:
 
 
 class _RememberedSettings(Settings):
-    """Settings of a task that is not imported: their types are forgotten, but not what came of earlier changes."""
+    """Settings of a task that is not imported: without types, but with the results of earlier changes."""
 
     _notes: ClassVar[Mapping[str, Any]] = {}
 
@@ -154,8 +154,7 @@ def _no_train(trial: Trial, settings: Any, data: Any) -> None:
 def code_of(task: Task) -> str:
     """A text that changes with the code of a user's own task; empty for a built-in one, which has a version.
 
-    It is found once, before the first trial of a study: what a training does to its own globals, such as a cache of
-    its data, makes it no other.
+    It is computed once, before a study's first trial, so a training may change its own globals, such as a data cache.
     """
     if not task.is_own:
         return ""
@@ -170,7 +169,7 @@ def _code_of(train: Callable[..., Any], load: Callable[..., Any]) -> str:
 
 
 def look_at_code_again() -> None:
-    """Forgets what tasks of the user's own are known by: a study starts, and their globals may have changed."""
+    """Forget the code of the user's own tasks, because their globals may have changed since the last study."""
     _code_of.cache_clear()
 
 

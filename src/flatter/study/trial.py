@@ -29,11 +29,11 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 class TrialError(RuntimeError):
-    """The training function does not use its trial as it must. The message is one line."""
+    """The training function uses its trial wrongly. The message is one line."""
 
 
 class ShortTrialError(TrialError):
-    """The training ran fewer steps or epochs than it said it would, as one may that diverges."""
+    """The training ran fewer steps or epochs than announced, for example because it diverged."""
 
 
 class Trial:
@@ -52,8 +52,8 @@ class Trial:
                 trial.report(test_error=...)
 
     What the function does is checked against what it told :meth:`attach`: the optimizer's steps, the epochs, and the
-    scheduler's steps. A schedule and a method's window depend on them, so a training that stops early, or whose numbers
-    are wrong, would not be the training that its arm names. After a metric that is not finite it may return early.
+    scheduler's steps. Schedules and the methods' windows depend on them, so a training that stops early or gave wrong
+    numbers would not do what its arm says. After a metric that is not finite it may return early.
 
     Attributes:
         arm: the arm; a training function should not look at it.
@@ -95,7 +95,7 @@ class Trial:
         scheduler: SchedulerFactory | None = None,
         interval: Interval = "epoch",
     ) -> LRScheduler:
-        """Does to an optimizer what the arm says, and returns the scheduler that the training must step.
+        """Apply the arm to an optimizer, and return the scheduler that the training must step.
 
         Args:
             optimizer: the optimizer, before its first step.
@@ -107,9 +107,9 @@ class Trial:
                 default) or after every optimizer ``"step"``.
 
         Raises:
-            ValueError: an optimizer that cannot be perturbed, or numbers that make no sense.
-            TrialError: it was called before in this trial, or the peak arms' control cannot know the mean rate of a
-                scheduler that waits for a metric.
+            ValueError: the optimizer cannot be perturbed, or ``steps_per_epoch`` or ``epochs`` is below 1.
+            TrialError: it was called before in this trial; a peak schedule would have fewer than two steps; or a peak
+                arm's control needs the mean rate of ``ReduceLROnPlateau``, which is not known in advance.
         """
         if self._calendar is not None:
             raise TrialError("trial.attach was called twice: attach the one optimizer whose learning rate is compared")
@@ -120,7 +120,7 @@ class Trial:
         own: SchedulerFactory = scheduler or _constant
         check_supported(optimizer, per_element=False)  # in the vanilla arm too: better known before the first trial
         if self.arm.peak is not None and total < 2:
-            raise TrialError("a peak schedule needs at least two scheduler steps: train for more epochs")
+            raise TrialError(f"a peak schedule needs at least two scheduler steps, got {total}: train for more epochs")
         perturbations = list(self.arm.perturbations)
         peak = self.arm.peak
         made: LRScheduler
@@ -146,7 +146,7 @@ class Trial:
         return made
 
     def report(self, *, seconds: float | None = None, **metrics: float) -> None:
-        """Records one epoch.
+        """Record one epoch.
 
         Args:
             seconds: training time of the epoch; default: the wall time since the last report.
@@ -154,8 +154,8 @@ class Trial:
                 and of the last epoch; NaN in the first says that it is not measured there.
 
         Raises:
-            TrialError: no optimizer was attached; no metric is given; the judged one is missing; the epochs or the
-                steps are not what ``attach`` was told; or the flatness was measured before.
+            TrialError: no optimizer was attached or stepped; no metric is given; the judged one is missing; the epochs
+                or steps are not those that ``attach`` was told; or ``measure_flatness`` was called before.
         """
         now = time.perf_counter()
         if self._measured:
@@ -176,13 +176,16 @@ class Trial:
         self._clock = time.perf_counter()
 
     def check_use(self) -> None:
-        """Checks, after the training function returned, that it did what it told :meth:`attach`.
+        """Check, after the training function returned, that it did what it told :meth:`attach`.
 
         Raises:
-            TrialError: nothing was reported, or epochs, optimizer steps or scheduler steps are not what was told.
+            ShortTrialError: fewer epochs were reported than announced.
+            TrialError: nothing was reported, or the scheduler was stepped too often or too rarely.
         """
         if not self.epochs or self._calendar is None:
-            raise TrialError("the training function returned without a single trial.report(...)")
+            raise TrialError(
+                "the training function returned without a single trial.report(...): call it once per epoch"
+            )
         if self._metric is not None and not math.isfinite(self.epochs[-1].get(self._metric, math.nan)):
             return  # a failed trial, and it need not go on
         self._calendar.check_end(len(self.epochs))
@@ -198,7 +201,7 @@ class Trial:
         )
 
     def measure_flatness(self, model: nn.Module, loss: Loss, data: Any) -> None:
-        """Measures how flat the loss is around the final model, if the comparison asks for it; else does nothing.
+        """Measure how flat the loss is around the final model, if the comparison asks for it; else do nothing.
 
         Call it once, after the last report. The model comes back as it was, and no random state is moved, so whatever
         the training does afterwards is the same with and without. A measurement that fails is recorded with its reason.
@@ -236,10 +239,10 @@ class Trial:
 
 
 class _Calendar:
-    """Counts what a training does and compares it with what it told ``attach``.
+    """Count a training's epochs and steps, and compare them with what it told ``attach``.
 
-    A gradient scaler skips steps, so fewer optimizer steps are allowed: ten and 2 % of all, but at most an eighth. More
-    are never allowed: the schedule and the methods' windows would be over before the training is.
+    A gradient scaler skips steps, so some optimizer steps may be missing: ten plus 2 % of all, but at most an eighth.
+    Additional steps are never allowed: the schedule and the methods' windows would end before the training does.
     """
 
     def __init__(
@@ -322,7 +325,7 @@ def _epochs(count: int) -> str:
 
 
 def _scheduler_steps(scheduler: object) -> int | None:
-    """How often a scheduler was stepped; ``None`` where it does not count."""
+    """How often a scheduler was stepped; ``None`` if it has no counter."""
     parts = getattr(scheduler, "_schedulers", None)  # a ChainedScheduler has no counter of its own
     counter = getattr(scheduler, "last_epoch", None)
     if counter is None and parts:
@@ -349,7 +352,7 @@ def _mean_rate(optimizer: Optimizer, factory: SchedulerFactory, total: int) -> f
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TrialError(
             "the control of a peak arm needs the mean rate of the training's own schedule, and ReduceLROnPlateau "
-            "has none before it is run: leave the peak arms out or run with controls=False"
+            "has none before it is run: omit the peak arms, or pass controls=False"
         )
     rates = []
     for _ in range(total):

@@ -99,7 +99,7 @@ def _threads(wanted: int | str | None) -> Iterator[None]:
 
 
 class _Nobody:
-    """A watcher that tells no one: on another machine nobody watches."""
+    """A callback that does nothing; used on remote workers."""
 
     def started(self, spec: TrialSpec, number: int, total: int) -> None: ...
 
