@@ -739,7 +739,7 @@ UNCLEAR = (
 )
 
 
-@pytest.mark.parametrize("name", ["metric", "x", "value", "good", "steps"] + UNCLEAR.split())
+@pytest.mark.parametrize("name", ["metric", "x", "value", "good", "steps", *UNCLEAR.split()])
 def test_a_metric_whose_name_says_nothing_is_refused(name):
     with pytest.raises(ValueError, match=f"the name of the metric '{name}' does not say .* pass better="):
         run(metric=name)

@@ -30,14 +30,11 @@ _DIRECTIONS: dict[str, Better] = {
 # They say something only where no other word does: a Brier score and a top-5 error are better if lower.
 _WEAK = ("score", "top", "hit", "hits")
 # They turn a metric into another one: its difference, its spread, the time it takes to reach a value.
-_UNCLEAR = frozenset(
-    (
-        "minus not non no inverse inv inverted reciprocal complement "
-        "drop gap reduction decrease decline degradation increase improvement gain change delta diff difference "
-        "disparity penalty forgetting "
-        "std stdev stddev sd sem var variance variation spread range iqr "
-        "to until till threshold fpr fnr"
-    ).split()
+_UNCLEAR = (
+    "minus not non no inverse inv inverted reciprocal complement "
+    "drop gap reduction decrease decline degradation increase improvement gain change delta diff difference "
+    "disparity penalty forgetting std stdev stddev sd sem var variance variation spread range iqr "
+    "to until till threshold fpr fnr"
 )
 
 
@@ -50,7 +47,9 @@ def known_direction(metric: str) -> Better | None:
     """
     text = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", metric)
     words = [word.lower() for word in re.findall(r"[A-Za-z]+[12]?", text)]
-    if any(word.rstrip("12") in _UNCLEAR for word in words) or re.search(r"(?<![A-Za-z0-9])1\s*[-\u2212/]", metric):
+    if any(word.rstrip("12") in _UNCLEAR.split() for word in words) or re.search(
+        r"(?<![A-Za-z0-9])1\s*[-\u2212/]", metric
+    ):
         return None
     known = [(i, _DIRECTIONS[name]) for i, word in enumerate(words) if (name := _in_list(word)) is not None]
     if not known:
