@@ -374,7 +374,7 @@ def _made_for(optimizer: Optimizer, factory: SchedulerFactory) -> LRScheduler:
 
 def _optimizer_of(scheduler: object) -> object | None:
     """The optimizer whose learning rate a scheduler sets; ``None`` where it does not say."""
-    of = getattr(scheduler, "optimizer", None)
+    of: object | None = getattr(scheduler, "optimizer", None)
     if of is not None:
         return of
     parts = getattr(scheduler, "_schedulers", None) or [getattr(scheduler, "scheduler", None)]  # or a wrapper's
