@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from datetime import datetime, timezone
 
+import numpy as np
 import pytest
 import torch
 
@@ -206,6 +207,72 @@ def test_peak_control_refuses_a_scheduler_that_waits_for_a_metric():
 
     with pytest.raises(TrialError, match="ReduceLROnPlateau"):
         run(train, arms=["gaussian_peak"], seeds=1)
+
+
+def scheduled_training(factory):
+    """A training with a factory for schedulers that is given the training's optimizer too."""
+
+    def train(trial):
+        optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+        made = factory(optimizer)
+        scheduler = trial.attach(optimizer, steps_per_epoch=1, epochs=4, scheduler=made)
+        for _ in range(4):
+            optimizer.step()
+            scheduler.step(*([1.0] if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau) else []))
+            trial.report(test_error=1.0)
+
+    return train
+
+
+class SchedulerWrapper:
+    """A foreign wrapper, like Accelerate's: it has no attribute ``optimizer``."""
+
+    def __init__(self, scheduler):
+        self.scheduler = scheduler
+
+    def step(self):
+        self.scheduler.step()
+
+
+def schedulers_made_before():
+    from torch.optim import lr_scheduler as s
+
+    def cosine(o):
+        return s.CosineAnnealingLR(o, 4)
+
+    return {
+        "plain": cosine,
+        "chained": lambda o: s.ChainedScheduler([s.ConstantLR(o), cosine(o)]),
+        "sequential": lambda o: s.SequentialLR(o, [s.LinearLR(o, 0.1, total_iters=2), cosine(o)], [2]),
+        "plateau": s.ReduceLROnPlateau,
+        "wrapped": lambda o: SchedulerWrapper(cosine(o)),
+    }
+
+
+@pytest.mark.parametrize("kind", schedulers_made_before())
+def test_a_scheduler_made_before_has_no_control(kind):
+    def factory(optimizer):
+        mine = schedulers_made_before()[kind](optimizer)
+        return lambda _: mine
+
+    with pytest.raises(TrialError, match="must make a new scheduler for the optimizer it is given") as error:
+        run(scheduled_training(factory), arms=["gaussian_peak"], seeds=1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", schedulers_made_before())
+def test_a_scheduler_of_another_optimizer_is_refused(kind):
+    other = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+
+    with pytest.raises(TrialError, match="must make a new scheduler for the optimizer it is given"):
+        run(scheduled_training(lambda _: lambda _: schedulers_made_before()[kind](other)), seeds=1)
+
+
+@pytest.mark.parametrize("kind", ["plain", "chained", "sequential", "wrapped"])
+def test_a_new_scheduler_of_any_kind_has_a_control(kind):
+    got = curves(run(scheduled_training(lambda _: schedulers_made_before()[kind]), arms=["gaussian_peak"], seeds=1))
+    rates = {name: [epoch["effective_lr"] for epoch in trial] for (name, _), trial in got.items()}
+    assert sum(rates["gaussian_peak (control)"]) == pytest.approx(sum(rates["gaussian_peak"]))
 
 
 # Failures are outcomes.
@@ -599,6 +666,33 @@ def test_the_page_is_written_although_nobody_reads_the_table_to_its_end(tmp_path
     assert "leap" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.parametrize("seconds", [np.float32(1.5), torch.tensor(1.5), 1.5])
+def test_seconds_may_be_any_number(tmp_path, seconds):
+    def train(trial):
+        optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1)
+        trial.attach(optimizer, steps_per_epoch=1, epochs=1)
+        optimizer.step()
+        trial.report(test_error=1.0, seconds=seconds)
+
+    (record, *_) = run(train, seeds=1, out=tmp_path / "out").records
+    assert type(record.epochs[0]["seconds"]) is float
+    assert record.epochs[0]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scheduled_lr", "flatter records scheduled_lr itself: report the metric 'scheduled_lr' under another name"),
+        ("effective_lr", "flatter records effective_lr itself"),
+        ("error_\ud800", "cannot be stored"),
+    ],
+)
+def test_metrics_that_cannot_be_kept_under_their_names_are_refused(tmp_path, name, message):
+    with pytest.raises(TrialError, match=message) as error:
+        run(lambda trial: quadratic_with(trial, name, 1.0), metric=name, better="lower", seeds=1)
+    str(error.value).encode()
+
+
 # Which way is better.
 
 
@@ -638,7 +732,14 @@ def quadratic_with(trial, name, value):
     trial.report(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["metric", "x", "value", "good", "steps"])
+UNCLEAR = (
+    "one_minus_accuracy 1-accuracy 1/loss accuracy_drop accuracy_gap time_to_accuracy steps_to_accuracy test_acc_std "
+    "testAccStd accuracy_variance reward_variance recall_gap not_accuracy minus_loss inverse_loss error_reduction "
+    "loss_decrease score_gap neg_loss_gap fpr_at_95_recall"
+)
+
+
+@pytest.mark.parametrize("name", ["metric", "x", "value", "good", "steps", *UNCLEAR.split()])
 def test_a_metric_whose_name_says_nothing_is_refused(name):
     with pytest.raises(ValueError, match=f"the name of the metric '{name}' does not say .* pass better="):
         run(metric=name)

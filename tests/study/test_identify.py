@@ -1,5 +1,6 @@
 """What a training function is known by: whatever it depends on counts, nothing else does, in every process the same."""
 
+import copy
 import importlib
 import json
 import os
@@ -8,8 +9,10 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +311,109 @@ def test_an_object_can_say_what_counts():
     before = identify(train, stored=True)
     train("an entry")
     assert identify(train, stored=True) == before
+
+
+def identity_of(value):
+    def train(trial):
+        return value
+
+    return identify(train, stored=True)
+
+
+class MarkedArray(np.ndarray):
+    pass
+
+
+class MarkedTensor(torch.Tensor):
+    pass
+
+
+def marked(value, mark):
+    value.mark = mark
+    return value
+
+
+def frozen(freeze):
+    layer = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return layer.requires_grad_(not freeze)
+
+
+def modules(names):
+    made = {"a": torch.nn.ReLU(), "b": torch.nn.Flatten()}
+    return {name: made[name] for name in names}
+
+
+DIFFERENT = {
+    "dict": ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    "nested": ([{"a": 1, "b": {1: 2, 3: 4}}], [{"a": 1, "b": {3: 4, 1: 2}}]),
+    "OrderedDict": (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)),
+    "defaultdict": (defaultdict(int, a=1, b=2), defaultdict(int, b=2, a=1)),
+    "namespace": (Namespace(a=1, b=2), Namespace(b=2, a=1)),
+    "partial": (partial(dict, a=1, b=2), partial(dict, b=2, a=1)),
+    "ModuleDict": (torch.nn.ModuleDict(modules("ab")), torch.nn.ModuleDict(modules("ba"))),
+    "Sequential": (
+        torch.nn.Sequential(OrderedDict(modules("ab"))),
+        torch.nn.Sequential(OrderedDict(modules("ba"))),
+    ),
+    "tensor": (marked(torch.ones(2), 1), marked(torch.ones(2), 2)),
+    "tensor subclass": (
+        marked(torch.ones(2).as_subclass(MarkedTensor), 1),
+        marked(torch.ones(2).as_subclass(MarkedTensor), 2),
+    ),
+    "array subclass": (marked(np.ones(2).view(MarkedArray), 1), marked(np.ones(2).view(MarkedArray), 2)),
+    "array of a class": (np.ones(2), np.ones(2).view(MarkedArray)),
+    "masked array": (np.ma.array([1, 2], mask=[0, 1]), np.ma.array([1, 2], mask=[1, 0])),
+    "frozen layer": (frozen(True), frozen(False)),
+    "dunder data": tuple(type("C", (), {"__module__": __name__ + "_own", "__rate__": rate}) for rate in (0.1, 0.2)),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_order_and_attributes_count(kind):
+    first, second = DIFFERENT[kind]
+    assert identity_of(first) != identity_of(second)
+    assert identity_of(first) == identity_of(first)
+    if kind != "dunder data" and "subclass" not in kind:  # these copies are no copies
+        assert identity_of(copy.deepcopy(first)) == identity_of(first)
+
+
+def test_a_memmap_counts_by_its_values(tmp_path):
+    found = []
+    for name in ("a", "b"):
+        mapped = np.memmap(tmp_path / name, dtype="f4", mode="w+", shape=3)
+        mapped[:] = 1
+        found.append(identity_of(mapped))
+    assert found[0] == found[1]
+    mapped[:] = 2
+    assert identity_of(mapped) != found[0]
+
+
+def test_where_a_class_stands_and_what_it_says_of_itself_do_not_count(folder):
+    text = "{}class C:\n    {}\n    x: int = 1\ndef train(trial):\n    return C.x\n"
+    texts = [text.format(*parts) for parts in (("", "'one'"), ("\n\n", "'another'"))]
+    texts += ["import dataclasses\n@dataclasses.dataclass\n" + each for each in texts]
+    texts += [each.replace("dataclasses\n", "pydantic\n").replace("dataclasses.", "pydantic.dataclasses.") for each in
+              texts[2:]]  # fmt: skip
+    found = []
+    for each in texts:
+        (folder / "program_class.py").write_text(each)
+        sys.modules.pop("program_class", None)
+        importlib.invalidate_caches()
+        found.append(identify(importlib.import_module("program_class").train, stored=True))
+    assert found[0::2] == found[1::2]
+
+
+def test_another_default_dtype_is_another_training():
+    before = identity_of(1)
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert identity_of(1) == f"{before} torch.float64"
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert identity_of(1) == before
 
 
 # A random program: whatever its training function reaches counts, nothing else does.

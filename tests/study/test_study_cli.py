@@ -69,6 +69,21 @@ def test_some_cells_of_a_study(folder):
     assert "did you mean 'two'" in wrong.stderr
 
 
+def test_a_study_that_failed_everywhere_ends_with_status_1(folder):
+    text = TUNED.replace('task = "quick_tasks:QUICK"', "").replace("[0.1, 0.2]", "[0.1]")
+    for method in ("leap", "lr_dropout"):
+        text = text.replace(f'method = "{method}"', f'method = "{method}"\nsettings.learning_rate = 0.3')
+    one, two = (f'[[cells]]\ntask = "quick_tasks:{task}"\nname = "{task}"\n' for task in ("FAILING", "QUICK"))
+    (folder / "mine.toml").write_text(text + one)
+    failed = flatter("run", "mine.toml", "--quiet")
+    assert failed.exit_code == 1
+    assert failed.stderr.startswith("error: every arm of every cell failed, so nothing was compared")
+    assert (folder / "runs" / "mine" / "report.html").exists()
+    assert flatter("report", "mine.toml").exit_code == 0  # runs nothing
+    (folder / "half.toml").write_text(text + one + two)
+    assert flatter("run", "half.toml", "--quiet").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flatter.cli.program import INTERRUPTED, app, fail
+from flatter.cli.program import FAILED, INTERRUPTED, app, fail
 from flatter.replication import LedgerError, PaperTableError, UnknownStudyError, list_studies, study_text
 from flatter.report.terminal import terminal
 from flatter.study.arms import ArmError
@@ -33,6 +33,7 @@ from flatter.study_workflow import (
     show_status,
     status_of,
 )
+from flatter.workflow import all_failed
 
 
 class _Executor(str, Enum):
@@ -152,11 +153,18 @@ def export(
 def _run(
     study: StudySpec, out: Path | None, where: ExecutorChoice, data_dir: Path | None, retry_failed: bool, quiet: bool
 ) -> None:
+    folder = folder_of(study, out)
     try:
-        run_study(study, out=out, executor=where, data_dir=data_dir, retry_failed=retry_failed, quiet=quiet)
+        outcome = run_study(study, out=out, executor=where, data_dir=data_dir, retry_failed=retry_failed, quiet=quiet)
     except KeyboardInterrupt:
-        folder = folder_of(study, out)
         fail(f"interrupted; finished trials are in {folder}, and the same command goes on from there", INTERRUPTED)
+    compared = [cell.comparison for cell in outcome.cells if cell.comparison is not None]
+    if compared and all(map(all_failed, compared)):
+        fail(
+            "every arm of every cell failed, so nothing was compared: the report has the messages. Finished trials are "
+            f"kept in {folder}; --retry-failed runs the failed ones again",
+            FAILED,
+        )
 
 
 @contextmanager

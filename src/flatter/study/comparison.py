@@ -29,16 +29,28 @@ _DIRECTIONS: dict[str, Better] = {
 }
 # They say something only where no other word does: a Brier score and a top-5 error are better if lower.
 _WEAK = ("score", "top", "hit", "hits")
+# They turn a metric into another one: its difference, its spread, the time it takes to reach a value.
+_UNCLEAR = (
+    "minus not non no inverse inv inverted reciprocal complement "
+    "drop gap reduction decrease decline degradation increase improvement gain change delta diff difference "
+    "disparity penalty forgetting std stdev stddev sd sem var variance variation spread range iqr "
+    "to until till threshold fpr fnr"
+)
 
 
 def known_direction(metric: str) -> Better | None:
     """Whether lower or higher values of a metric are better, by its name; ``None`` where the name does not say so.
 
     The last word that is known decides (``"top5_error"`` is an error), and ``neg`` or ``negative`` before it turns it
-    round, as in scikit-learn's ``neg_mean_squared_error``.
+    round, as in scikit-learn's ``neg_mean_squared_error``. Names of what is derived from a metric say nothing:
+    ``"accuracy_gap"``, ``"one_minus_accuracy"``, ``"time_to_accuracy"``, ``"loss_std"``.
     """
     text = re.sub(r"(?<=[a-z0-9])(?=[A-Z][a-z])", "_", metric)
     words = [word.lower() for word in re.findall(r"[A-Za-z]+[12]?", text)]
+    if any(word.rstrip("12") in _UNCLEAR.split() for word in words) or re.search(
+        r"(?<![A-Za-z0-9])1\s*[-\u2212/]", metric
+    ):
+        return None
     known = [(i, _DIRECTIONS[name]) for i, word in enumerate(words) if (name := _in_list(word)) is not None]
     if not known:
         return "higher" if any(word.rstrip("12") in _WEAK for word in words) else None

@@ -49,7 +49,8 @@ def identify(function: Callable[..., Any], *, stored: bool) -> str:
     It covers the function's code, defaults, the values it closes over, and the globals that the code names: constants,
     functions, classes and modules of the user's own files, and what these name in turn. Data count by their value,
     objects by their class and state (as ``pickle`` sees it), installed packages by name and version. Comments and
-    layout do not count. What is reached by a computed name only, such as ``globals()[name]``, is not seen.
+    layout do not count. What is reached by a computed name only, such as ``globals()[name]``, is not seen. Torch's
+    default dtype counts if it is not float32.
 
     Args:
         function: the training function.
@@ -65,8 +66,14 @@ def identify(function: Callable[..., Any], *, stored: bool) -> str:
     except NotIdentifiableError:
         if stored:
             raise
-        return str(name)
-    return f"{name} {digest[:12]}"
+        return f"{name}{_default_dtype()}"
+    return f"{name} {digest[:12]}{_default_dtype()}"
+
+
+def _default_dtype() -> str:
+    """What a process-wide setting adds to every function's identity: nothing for torch's own default."""
+    dtype = torch.get_default_dtype()
+    return "" if dtype == torch.float32 else f" {dtype}"
 
 
 def plain_data(value: Any) -> Any:
@@ -242,7 +249,7 @@ class _Graph:
     def _look_at_container(self, node: _Node, value: Any) -> None:
         kind = type(value).__name__
         if isinstance(value, dict):
-            node.label, node.ordered = _label(kind, len(value)), False
+            node.label = _label(kind, len(value))  # the order counts: loops follow it
             for key, item in value.items():
                 self._add(node, (key, item))
         elif all(type(item) in _EXACT for item in value):
@@ -267,6 +274,16 @@ class _Graph:
         else:
             content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             node.label += hashlib.sha256(content.numpy().tobytes()).hexdigest()
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            node.label += "requires grad"
+        if type(value) in (np.ndarray, np.memmap):  # a memmap's attributes say where the data lie
+            return
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            self._add(node, type(value))
+        for name, item in sorted(vars(value).items()):
+            if not name.startswith("_dynamo"):  # notes of torch.compile
+                node.label += _label(name)
+                self._add(node, item, strict=_is_own_class(type(value)))
 
     def _look_at_module(self, node: _Node, module: types.ModuleType) -> None:
         """A module that the code uses as a whole, not only by attributes that it names: all of it counts."""
@@ -534,10 +551,20 @@ def _content_of(cell: types.CellType) -> Any:
         return "empty"
 
 
+# What Python, typing, dataclasses and pydantic keep in a class; some of it says where the class stands.
+_CLASS_MACHINERY = (
+    "__module__ __doc__ __firstlineno__ __static_attributes__ __annotations__ __annotations_cache__ __orig_bases__ "
+    "__parameters__ __type_params__ __abstractmethods__ __dataclass_fields__ __class_vars__ __private_attributes__ "
+    "__hash__ __weakref__ __dict__ __slots__ __protocol_attrs__ __non_callable_proto_members__"
+)
+
+
 def _counts(name: str, member: Any) -> bool:
     """Whether a class's member is the user's: not what Python, abc or pydantic keep there."""
     if name.startswith("__") and name.endswith("__"):
-        return isinstance(member, (types.FunctionType, classmethod, staticmethod, property))
+        is_data = type(member) in (*_EXACT, list, tuple, dict, set, frozenset) and name not in _CLASS_MACHINERY.split()
+        is_code = isinstance(member, (types.FunctionType, classmethod, staticmethod, property))
+        return is_code or (is_data and not name.startswith("__pydantic_"))
     machinery = ("_abc_impl", "_member_map_", "_member_names_", "_value2member_map_", "_hashable_values_")
     is_machinery = name in machinery or name in ("model_fields", "model_computed_fields", "_unhashable_values_map_")
     if isinstance(member, (types.MemberDescriptorType, types.GetSetDescriptorType)) or is_machinery:

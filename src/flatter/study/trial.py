@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -102,14 +102,16 @@ class Trial:
             steps_per_epoch: optimizer steps in an epoch.
             epochs: epochs of the training.
             scheduler: makes the training's own scheduler, as in ``lambda optimizer: StepLR(optimizer, 30)``; default:
-                a constant rate. A peak arm puts its own schedule in its place.
+                a constant rate. A peak arm puts its own schedule in its place. It must make a new scheduler for the
+                optimizer it is given, which for a peak arm's control is a stand-in with the same learning rates.
             interval: how often the training calls the returned scheduler's ``step``: once an ``"epoch"`` (the
                 default) or after every optimizer ``"step"``.
 
         Raises:
             ValueError: the optimizer cannot be perturbed, or ``steps_per_epoch`` or ``epochs`` is below 1.
-            TrialError: it was called before in this trial; a peak schedule would have fewer than two steps; or a peak
-                arm's control needs the mean rate of ``ReduceLROnPlateau``, which is not known in advance.
+            TrialError: it was called before in this trial; ``scheduler`` returned a scheduler of another optimizer; a
+                peak schedule would have fewer than two steps; or a peak arm's control needs the mean rate of
+                ``ReduceLROnPlateau``, which is not known in advance.
         """
         if self._calendar is not None:
             raise TrialError("trial.attach was called twice: attach the one optimizer whose learning rate is compared")
@@ -125,11 +127,11 @@ class Trial:
         peak = self.arm.peak
         made: LRScheduler
         if peak is None:
-            made = own(optimizer)
+            made = _made_for(optimizer, own)
         elif peak.mean_only:
             scale = _mean_rate(optimizer, lambda o: _peak(o, peak, total), total) / _mean_rate(optimizer, own, total)
             perturbations.append(Perturbation(Constant(scale), "all", "once"))
-            made = own(optimizer)
+            made = _made_for(optimizer, own)
         else:
             made = _peak(optimizer, peak, total)
         # The scheduler may be stepped before the report: the rate of an epoch's last step is noted as it steps.
@@ -154,8 +156,9 @@ class Trial:
                 and of the last epoch; NaN in the first says that it is not measured there.
 
         Raises:
-            TrialError: no optimizer was attached or stepped; no metric is given; the judged one is missing; the epochs
-                or steps are not those that ``attach`` was told; or ``measure_flatness`` was called before.
+            TrialError: no optimizer was attached or stepped; no metric is given; the judged one is missing; a metric
+                has a name that is reserved or cannot be stored; the epochs or steps are not those that ``attach`` was
+                told; or ``measure_flatness`` was called before.
         """
         now = time.perf_counter()
         if self._measured:
@@ -164,13 +167,14 @@ class Trial:
             raise TrialError("the training function must call trial.attach(optimizer, ...) and step before it reports")
         if not metrics:
             raise TrialError("trial.report needs the epoch's metrics, such as trial.report(test_error=3.2)")
+        _check_names(metrics)
         assert self._calendar is not None
         self._calendar.check_epoch(len(self.epochs) + 1)
         if not self.epochs or len(self.epochs) + 1 == self._calendar.epochs:
             self._check_metric(metrics)
         epoch = {name: float(value) for name, value in metrics.items()}
         epoch["scheduled_lr"], epoch["effective_lr"] = self._last_rates()
-        epoch["seconds"] = now - self._clock if seconds is None else seconds
+        epoch["seconds"] = now - self._clock if seconds is None else float(seconds)
         self.epochs.append(epoch)
         self._on_report(epoch)
         self._clock = time.perf_counter()
@@ -236,6 +240,20 @@ class Trial:
         if self._handle is None:
             return scheduled[0], scheduled[0]
         return scheduled[0], self._handle.effective_lr(max(self._handle.step - 1, 0), scheduled)[0]
+
+
+def _check_names(metrics: Iterable[str]) -> None:
+    """Raise for metrics that could not be kept under their names."""
+    for name in metrics:
+        if name in OWN_COLUMNS:
+            raise TrialError(f"flatter records {name} itself: report the metric {name!r} under another name")
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a lone surrogate
+            raise TrialError(
+                f"the name of the metric {name!r} cannot be stored, as it is no valid Unicode text: report it under "
+                "another name"
+            ) from None
 
 
 class _Calendar:
@@ -344,11 +362,34 @@ def _peak(optimizer: Optimizer, peak: Peak, total: int) -> LRScheduler:
     return shape(optimizer, total, start_lr=start, max_lr=highest, min_lr=[rate * peak.depth for rate in highest])
 
 
+def _made_for(optimizer: Optimizer, factory: SchedulerFactory) -> LRScheduler:
+    """The factory's scheduler, which must be one for this optimizer."""
+    scheduler = factory(optimizer)
+    of = _optimizer_of(scheduler)
+    # A wrapped optimizer, such as Accelerate's, has the parameter groups of the one inside.
+    if of is not None and of is not optimizer and getattr(of, "param_groups", None) is not optimizer.param_groups:
+        raise TrialError(
+            "trial.attach(scheduler=...) got a function that returned a scheduler of another optimizer than the one it "
+            "was given: it must make a new scheduler for the optimizer it is given, as in "
+            "scheduler=lambda optimizer: StepLR(optimizer, 30)"
+        )
+    return scheduler
+
+
+def _optimizer_of(scheduler: object) -> object | None:
+    """The optimizer whose learning rate a scheduler sets; ``None`` where it does not say."""
+    of: object | None = getattr(scheduler, "optimizer", None)
+    if of is not None:
+        return of
+    parts = getattr(scheduler, "_schedulers", None) or [getattr(scheduler, "scheduler", None)]  # or a wrapper's
+    return None if parts[0] is None or parts[0] is scheduler else _optimizer_of(parts[0])
+
+
 def _mean_rate(optimizer: Optimizer, factory: SchedulerFactory, total: int) -> float:
     """Mean rate of the first group over a whole schedule, played through on an optimizer that holds no model."""
     groups = [{"params": [torch.zeros(1)], "lr": float(group["lr"])} for group in optimizer.param_groups]
     stand_in = torch.optim.SGD(groups)
-    scheduler = factory(stand_in)
+    scheduler = _made_for(stand_in, factory)
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TrialError(
             "the control of a peak arm needs the mean rate of the training's own schedule, and ReduceLROnPlateau "
