@@ -264,7 +264,9 @@ class Life:
         self.kind = kind
         self.data = data
         optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)  # the hooks of a plain parent are there
-        self.dtype = data.draw(st.sampled_from([torch.float32] * 3 + [torch.float64, torch.bfloat16]), label="dtype")
+        # An optimizer that writes its own rate cannot be measured at the tiny rates that show compensated rounding.
+        dtypes = [torch.float32, torch.float64] + [torch.bfloat16] * (self.kind.make is not WritesRate)
+        self.dtype = data.draw(st.sampled_from(dtypes), label="dtype")
         self.methods = data.draw(st.lists(methods(), min_size=1, max_size=2), label="methods")
         self.seed = data.draw(st.integers(0, 2**64 - 1), label="seed")
         self.stream = data.draw(st.sampled_from([0, 0, 1, 77]), label="stream")
@@ -411,7 +413,7 @@ class Life:
         by_class=st.booleans(),
     )
     def step(self, missing, closure, context, by_class):
-        if context in ("inference", "meta") and not self.is_ready():
+        if context in ("inference", "meta", "float64") and not self.is_ready():
             context = "plain"
         contexts = {
             "plain": nullcontext,
@@ -603,10 +605,16 @@ class Life:
         if first == "attach":
             self.optimizer.load_state_dict(saved)
         assert self.handle.step == self.steps
+        self.the_twin_loads_too()
         self.scheduler, self.hooked = None, False
+
+    def the_twin_loads_too(self):
+        """Torch may change the dtype of what it loads, as of NAdam's products."""
+        self.twin.load_state_dict(copy.deepcopy(self.twin.state_dict()))
 
     @event()
     def it_loads_its_own_state(self):
+        self.the_twin_loads_too()
         self.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         assert self.handle.step == self.steps
         if self.kind.tensor_rate:
@@ -616,6 +624,7 @@ class Life:
     @event()
     def it_loads_a_plain_checkpoint(self):
         self.optimizer.load_state_dict(copy.deepcopy(self.twin.state_dict()))
+        self.the_twin_loads_too()
         assert self.handle.step == self.steps
         assert (self.handle.seed, self.handle.stream) == (self.seed, self.stream)
 
