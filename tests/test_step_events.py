@@ -360,6 +360,18 @@ def test_a_default_device_and_dtype_change_nothing(scope, make):
     assert {factor.dtype for factor in histories[1][1]} == {torch.float32}
 
 
+@pytest.mark.parametrize("scope", COARSE)
+def test_a_rate_that_is_a_tensor_comes_back_under_another_default_device(scope):
+    optimizer = torch.optim.SGD([one_parameter()], lr=torch.tensor(0.5), foreach=False)
+    flatter.perturb(optimizer, flatter.Perturbation(DOUBLE, scope))
+    torch.set_default_device("meta")
+    try:
+        optimizer.step()
+    finally:
+        torch.set_default_device(None)
+    assert optimizer.param_groups[0]["lr"].item() == 0.5
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("make", [torch.optim.SGD, flatter.optim.SGD], ids=str)
 def test_steps_in_inference_mode_and_out_of_it_are_steps(scope, make):

@@ -45,16 +45,18 @@ class _Loan:
         """Restore the clean rate, unless a new one was written meanwhile: that one stays."""
         now = self.group["lr"]
         if isinstance(self.holder, Tensor):
+            assert isinstance(self.clean, Tensor)
             if not self._was_filled(self.holder):
                 with torch.no_grad():
-                    self.holder.copy_(torch.as_tensor(self.clean))
+                    self.holder.copy_(self.clean)
         elif not isinstance(now, Tensor) and now == self.noisy:
             self.group["lr"] = self.clean
 
     def _was_filled(self, rate: Tensor) -> bool:
         """Whether other code wrote into the tensor. On a GPU it is not read, which would wait for the GPU."""
         if rate.device.type == "cpu":
-            return not torch.equal(rate, torch.as_tensor(self.noisy))
+            assert isinstance(self.noisy, Tensor)
+            return not torch.equal(rate, self.noisy)
         return _version(rate) != self.version
 
 
