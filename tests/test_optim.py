@@ -256,10 +256,17 @@ def test_a_state_that_is_no_tensor_is_left_alone(state):
     torch.testing.assert_close(param, other)
 
 
-def test_parameters_that_share_memory_are_not_fused():
+def test_parameters_that_share_memory_are_refused():
     memory = torch.zeros(10)
     params = [torch.nn.Parameter(memory[:6]), torch.nn.Parameter(memory[4:])]
+    with pytest.raises(ValueError, match="two parameters of the optimizer share memory"):
+        optim.SGD(params, lr=0.1, perturbation=LEAP, seed=0)
+
+
+def test_parameters_that_come_to_share_memory_are_not_fused():
+    params = [torch.nn.Parameter(torch.zeros(6)) for _ in range(2)]
     optimizer = optim.SGD(params, lr=0.1, perturbation=LEAP, seed=0)
+    params[1].data = params[0].data
     for param in params:
         param.grad = torch.ones(6)
     with pytest.warns(UserWarning, match="share memory"):
