@@ -483,8 +483,10 @@ class Life:
             for key in own.keys() | other.keys():
                 one, two = own.get(key), other.get(key)
                 if isinstance(one, torch.Tensor):
-                    bound = 8 * torch.finfo(self.dtype).eps
-                    torch.testing.assert_close(one.double(), two.double(), rtol=bound, atol=bound)
+                    # A kernel rounds in another order; in a sum of momenta that cancel, a few ulp of them stay.
+                    bound = 64 * torch.finfo(self.dtype).eps
+                    largest = max([1.0, *two.double().abs().reshape(-1).tolist()])
+                    torch.testing.assert_close(one.double(), two.double(), rtol=bound, atol=bound * largest)
 
     # What happens between steps
 
