@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,16 @@ def plain_number(value: Any) -> Any:
     if type(value) in (int, float, bool) or not isinstance(value, numbers.Real):
         return value
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def as_integer(value: Any) -> int | None:
+    """An integer of Python or numpy as Python's own; ``None`` for all else, truth values and tensors too."""
+    if isinstance(value, (bool, Tensor)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 def _check_finite(owner: object, **values: float) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler
 
+from flatter.distributions import as_integer
+
 __all__ = ["GaussianPeakLR", "LaplacianPeakLR"]
 
 
@@ -427,8 +429,8 @@ class LaplacianPeakLR(_PeakLR):
 
 
 def _positive_int(name: str, value: int) -> int:
-    number = 0 if isinstance(value, bool) or not hasattr(value, "__index__") else int(value)
-    if number < 1:
+    number = as_integer(value)
+    if number is None or number < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
     return number
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
-import operator
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -17,11 +15,13 @@ from torch.optim import Optimizer
 from flatter.attach import state
 from flatter.attach.draw import Calendar
 from flatter.attach.factors import Factors
+from flatter.attach.identity import knows_names, parameters_of
 from flatter.attach.install import HANDLE, Call, Remover, install, is_nested
 from flatter.attach.noisy_step import NoisyStep
 from flatter.attach.rate import shared_tensor_rates
 from flatter.attach.shards import check_memory
 from flatter.attach.supported import KNOWN, check_supported, keep_step, unwrapped
+from flatter.distributions import as_integer
 from flatter.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT, stream_seed
 from flatter.perturbation import Perturbation, fingerprint
 
@@ -94,21 +94,22 @@ def perturb(
     step = _integer("step", step, TICK_LIMIT)
     _check_perturbations(optimizer, perturbations, calendar)
     is_fine = any(not (p.is_identity or p.acts_on_rate) for p in perturbations)
-    loaded = state.read(optimizer)
+    loaded, named = state.read(optimizer), int(knows_names(optimizer))
     support = check_supported(optimizer, per_element=is_fine, known=None if loaded is None else loaded.support)
     mark = fingerprint(perturbations, calendar.steps_per_epoch, calendar.epochs)
     if loaded is not None:
         _warn_if_other(loaded, seed, stream, mark)
         if is_fine:
             _warn_if_named_otherwise(loaded, optimizer)
-        start = replace(loaded, step=loaded.step if step is None else step, fingerprint=mark, support=support)
-        start = replace(start, named=state.knows_names(optimizer))
+        start = loaded._replace(
+            step=loaded.step if step is None else step, fingerprint=mark, support=support, named=named
+        )
     else:
-        start = state.State(step or 0, seed or 0, stream or 0, mark, support, state.knows_names(optimizer))
+        start = state.State(step or 0, seed or 0, stream or 0, mark, support, named)
     factors = Factors(optimizer, perturbations, calendar)
     if is_fine:
         factors.refresh()  # raises if the parameters cannot be told apart
-        check_memory([parameter for group in optimizer.param_groups for parameter in group["params"]])
+        check_memory(parameters_of(optimizer))
         _warn_if_shared(optimizer, factors, start)
     handle = Handle(optimizer, factors, start, seed, stream)
     keep_step(given)
@@ -140,6 +141,7 @@ class Handle:
         "_state",
         "_step",
     )
+    _state: state.State
 
     def __init__(
         self, optimizer: Optimizer, factors: Factors, start: state.State, seed: int | None, stream: int | None
@@ -179,7 +181,7 @@ class Handle:
         number = _in_range("step", value, TICK_LIMIT)
         if not self._removers:
             raise ValueError("cannot set step: this handle was removed. Call flatter.perturb(optimizer, ..., step=...)")
-        self._set_state(replace(self._state, step=number))
+        self._set_state(self._state._replace(step=number))
 
     @property
     def seed(self) -> int:
@@ -308,7 +310,9 @@ class Handle:
 
     def _finish(self) -> None:
         self._step.finish()
-        self._set_state(replace(self._state, step=self._state.step + 1))
+        step, *rest = self._state
+        self._state = state.State(step + 1, *rest)
+        state.write_step(self.optimizer, self._state)
 
     def on_load(self, optimizer: Optimizer) -> None:
         """Continue a loaded state; write ours back after a plain checkpoint. Called by the optimizer."""
@@ -318,8 +322,8 @@ class Handle:
             _warn_if_other(loaded, self._asked_seed, self._asked_stream, mark)
             if self._factors.has_fine:
                 _warn_if_named_otherwise(loaded, optimizer)
-        known = {"fingerprint": mark, "support": self._state.support, "named": state.knows_names(optimizer)}
-        self._set_state(replace(loaded or self._state, **known))
+        named = int(knows_names(optimizer))
+        self._set_state((loaded or self._state)._replace(fingerprint=mark, support=self._state.support, named=named))
 
     def reattach(self) -> Callable[[Optimizer], object]:
         """A picklable function that perturbs a copy of the optimizer in the same way."""
@@ -462,7 +466,7 @@ def _warn_if_other(loaded: state.State, seed: int | None, stream: int | None, ma
 
 def _warn_if_named_otherwise(loaded: state.State, optimizer: Optimizer) -> None:
     """Warn if the parameters of a loaded state were identified by name and now are not, or the other way round."""
-    if loaded.named != state.knows_names(optimizer):
+    if loaded.named != knows_names(optimizer):
         then, now = ("name", "position") if loaded.named else ("position", "name")
         warnings.warn(
             f"the loaded state was saved with parameters identified by {then}, and this optimizer identifies them by "
@@ -474,7 +478,7 @@ def _warn_if_named_otherwise(loaded: state.State, optimizer: Optimizer) -> None:
 
 def _count(name: str, value: object) -> int | None:
     """A positive integer or ``None``, checked."""
-    number = None if value is None else _as_integer(value)
+    number = None if value is None else as_integer(value)
     if value is not None and (number is None or number < 1):
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
     return number
@@ -486,16 +490,7 @@ def _integer(name: str, value: object, limit: int) -> int | None:
 
 def _in_range(name: str, value: object, limit: int) -> int:
     """An integer in [0, limit), checked; numpy's integers become Python's, which any checkpoint can hold."""
-    number = _as_integer(value)
+    number = as_integer(value)
     if number is None or not 0 <= number < limit:
         raise ValueError(f"{name} must be an integer in [0, 2**{limit.bit_length() - 1}), got {value!r}")
     return number
-
-
-def _as_integer(value: Any) -> int | None:
-    if isinstance(value, (bool, Tensor)):
-        return None
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None

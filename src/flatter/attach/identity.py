@@ -31,7 +31,7 @@ def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
     Raises:
         ValueError: a group does not have as many names as parameters.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = parameters_of(optimizer)
     names = _names(optimizer)
     if names is None:
         texts = [f"position:{position}" for position in range(len(parameters))]
@@ -42,10 +42,20 @@ def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
     return {parameter: unit_id(text) for parameter, text in zip(parameters, texts, strict=True)}
 
 
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters, group after group."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def knows_names(optimizer: Optimizer) -> bool:
+    """Whether the optimizer was made from named parameters."""
+    return any("param_names" in group for group in optimizer.param_groups)
+
+
 def _names(optimizer: Optimizer) -> list[str] | None:
     """The names of all parameters, or ``None`` where the optimizer knows none."""
     groups = optimizer.param_groups
-    if not any("param_names" in group for group in groups):
+    if not knows_names(optimizer):
         return None
     for index, group in enumerate(groups):
         names, parameters = group.get("param_names", ()), group["params"]

@@ -107,21 +107,21 @@ def _guard_step(optimizer: Optimizer, attachment: Attachment, stand_nearest: Cal
             stand_nearest()
             attachment.enter_step()
 
+    def leave() -> None:
+        attachment.leave_step(failed=False)
+
     @functools.wraps(inner)  # takes over the marks that schedulers leave on it
     def step(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        begin, end = enter, leave
         if torch.compiler.is_compiling():
-            torch.compiler.disable(enter)()  # type: ignore[no-untyped-call]
-        else:
-            enter()
+            begin, end = map(torch.compiler.disable, (enter, leave))
+        begin()
         try:
             result = inner(*args, **kwargs)
         except BaseException:
             attachment.leave_step(failed=True)
             raise
-        if torch.compiler.is_compiling():
-            torch.compiler.disable(attachment.leave_step)(failed=False)  # type: ignore[no-untyped-call]
-        else:
-            attachment.leave_step(failed=False)
+        end()
         return result
 
     guard = types.MethodType(step, optimizer)

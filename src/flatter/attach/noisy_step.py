@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from flatter.attach.blend import blend_
 from flatter.attach.factors import Factors
+from flatter.attach.identity import parameters_of
 from flatter.attach.rate import RateLoan
 from flatter.attach.shards import Block, check_memory, local_part
 from flatter.noise.blender import Blender, Piece, can_blend, compile_ahead
@@ -189,7 +190,7 @@ class NoisyStep:
 
     def _forget(self) -> None:
         """Release what was prepared for parameters that the optimizer no longer has."""
-        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        parameters = parameters_of(self._optimizer)
         check_memory(parameters)
         own = set(parameters)
         self._slots = {parameter: slot for parameter, slot in self._slots.items() if parameter in own}

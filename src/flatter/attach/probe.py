@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatter.attach.identity import parameters_of
 from flatter.attach.toy import (
     BUILDS,
     FEEDS,
@@ -24,7 +25,6 @@ from flatter.attach.toy import (
     PLAIN,
     Form,
     Path,
-    parameters_of,
     precision_of,
     steps_to_see,
     undisturbed,
@@ -88,9 +88,7 @@ def _measure(optimizer: Optimizer) -> Measurement:
         raise _Failure("it is not deterministic: two equal copies differ")
     if not _acts(form, plain):
         return Measurement(inert="another learning rate in its param_groups makes the same update")
-    compounding = None
-    if not _writes_clean_rates(form, plain):
-        compounding = "it computes its next learning rate from the present one"
+    compounding: str | None = None
     nonlinear: str | None = None
     compared = 0
     for rate in _rates(optimizer):
@@ -102,6 +100,8 @@ def _measure(optimizer: Optimizer) -> Measurement:
             if rate == RATES[0]:
                 raise
             continue  # it fails at this rate, but not at the first one
+        if rate == RATES[0] and not _same_rates(plain, at_rates):
+            compounding = "it computes its next learning rate from the present one"
         if not (at_rates.is_finite() and control.is_finite()):
             continue
         steps = at_rates.steps_above_rounding(control)
@@ -130,10 +130,10 @@ def _acts(form: Form, plain: Path) -> bool:
     return False
 
 
-def _writes_clean_rates(form: Form, plain: Path) -> bool:
-    """Whether the rates that the optimizer leaves in its groups are the same with and without noise in them."""
-    rates = [[float(group["lr"]) for group in path.toy.param_groups] for path in (plain, form.train(RATES[0], FACTORS))]
-    return all(math.isclose(one, two, rel_tol=1e-6) for one, two in zip(*rates, strict=True))
+def _same_rates(one: Path, two: Path) -> bool:
+    """Whether two trainings leave the same rates in the groups, as with and without noise they must."""
+    rates = ([float(group["lr"]) for group in path.toy.param_groups] for path in (one, two))
+    return all(math.isclose(first, second, rel_tol=1e-6) for first, second in zip(*rates, strict=True))
 
 
 def _rates(optimizer: Optimizer) -> list[float]:

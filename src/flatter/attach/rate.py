@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +22,7 @@ def bounded(rate: float, bounds: Bounds) -> float:
     return min(max(rate, low), high)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Loan:
+class _Loan(NamedTuple):
     """A group whose rate is noisy now.
 
     Attributes:
@@ -75,25 +73,29 @@ class RateLoan:
         Factors of 1 within the bounds leave the rate's bits unchanged. A tensor that groups share is filled once.
         """
         rate: float | Tensor = group["lr"]
+        if isinstance(rate, Tensor):
+            self._lend_tensor(group, rate, factors)
+            return
+        noisy = rate
+        for factor, bounds in factors:
+            noisy = bounded(noisy * factor, bounds)
+        if noisy != rate:
+            self._loans.append(_Loan(group, rate, rate, noisy, 0))
+            group["lr"] = noisy
+
+    def _lend_tensor(self, group: dict[str, Any], rate: Tensor, factors: Sequence[Factor]) -> None:
         if all(factor == 1.0 and _within(rate, bounds) for factor, bounds in factors):
             return
-        if isinstance(rate, Tensor):
-            if any(loan.holder is rate for loan in self._loans):
-                return
-            clean = rate.clone()
-            with torch.no_grad():
-                for factor, bounds in factors:
-                    rate.mul_(factor)
-                    if bounds != UNBOUNDED:
-                        rate.clamp_(*bounds)
-            noisy = rate.clone() if rate.device.type == "cpu" else rate
-            self._loans.append(_Loan(group, rate, clean, noisy, _version(rate)))
+        if any(loan.holder is rate for loan in self._loans):
             return
-        noisy_rate = rate
-        for factor, bounds in factors:
-            noisy_rate = bounded(noisy_rate * factor, bounds)
-        self._loans.append(_Loan(group, rate, rate, noisy_rate, 0))
-        group["lr"] = noisy_rate
+        clean = rate.clone()
+        with torch.no_grad():
+            for factor, bounds in factors:
+                rate.mul_(factor)
+                if bounds != UNBOUNDED:
+                    rate.clamp_(*bounds)
+        noisy = rate.clone() if rate.device.type == "cpu" else rate
+        self._loans.append(_Loan(group, rate, clean, noisy, _version(rate)))
 
     def restore(self) -> None:
         """Restore the clean rates, except where a new one was written."""
@@ -105,7 +107,7 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _within(rate: float | Tensor, bounds: Bounds) -> bool:
+def _within(rate: Tensor, bounds: Bounds) -> bool:
     # Without bounds a rate on a GPU need not be read.
     return bounds == UNBOUNDED or bounds[0] <= float(rate) <= bounds[1]
 

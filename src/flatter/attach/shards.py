@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flatter.noise.blender import PLAIN
+
 
 @dataclass(frozen=True)
 class Block:
@@ -62,27 +64,35 @@ class Block:
         return positions.view([-1 if d == dimension else 1 for d in range(len(self.shape))])
 
 
-def check_memory(parameters: Sequence[Tensor]) -> None:
-    """Raises if parameters lie in the same memory: an element that two of them hold cannot have the factors of both.
+def share_memory(parameters: Sequence[Tensor]) -> bool:
+    """Whether two tensors lie in the same memory.
 
     Args:
         parameters: any tensors; only those that are contiguous and have memory of their own are looked at.
+    """
+    places = sorted(
+        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size())
+        for p in parameters
+        if type(p) in PLAIN and p.layout == torch.strided and p.is_contiguous()
+        if p.device.type != "meta" and p.numel()
+    )
+    return any(end > start for (_, end), (start, _) in pairwise(places))
+
+
+def check_memory(parameters: Sequence[Tensor]) -> None:
+    """Raise if parameters lie in the same memory: an element that two of them hold cannot have the factors of both.
+
+    Args:
+        parameters: as in :func:`share_memory`.
 
     Raises:
         ValueError: two of them overlap.
     """
-    plain = [
-        (p.data_ptr(), p.data_ptr() + p.numel() * p.element_size())
-        for p in parameters
-        if type(p) in (Tensor, torch.nn.Parameter) and p.layout == torch.strided and p.is_contiguous()
-        if p.device.type != "meta" and p.numel()
-    ]
-    for (_, end), (start, _) in pairwise(sorted(plain)):
-        if end > start:
-            raise ValueError(
-                "two parameters of the optimizer share memory, so which of their factors an element has cannot be "
-                "known. Give the optimizer one of them, or use a perturbation with scope 'all' or 'group'"
-            )
+    if share_memory(parameters):
+        raise ValueError(
+            "two parameters of the optimizer share memory, so which of their factors an element has cannot be known. "
+            "Give the optimizer one of them, or use a perturbation with scope 'all' or 'group'"
+        )
 
 
 def local_part(parameter: Tensor) -> tuple[Tensor, Block]:

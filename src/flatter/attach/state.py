@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch.optim import Optimizer
 
@@ -15,8 +15,7 @@ _NAMED = "flatter_named"
 _KEYS = (_STEP, _SEED, _STREAM, _FINGERPRINT, _SUPPORT, _NAMED)
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """The state of a perturbed optimizer.
 
     Attributes:
@@ -36,23 +35,21 @@ class State:
     named: int
 
 
-def knows_names(optimizer: Optimizer) -> int:
-    """1 if the optimizer was made from named parameters, else 0."""
-    return int(any("param_names" in group for group in optimizer.param_groups))
-
-
 def write(optimizer: Optimizer, state: State) -> None:
     """Puts the state into every parameter group."""
-    entries = {
-        _STEP: state.step,
-        _SEED: state.seed,
-        _STREAM: state.stream,
-        _FINGERPRINT: state.fingerprint,
-        _SUPPORT: state.support,
-        _NAMED: state.named,
-    }
+    entries = dict(zip(_KEYS, state, strict=True))
     for group in optimizer.param_groups:
         group.update(entries)
+
+
+def write_step(optimizer: Optimizer, state: State) -> None:
+    """:func:`write` for a state of which only the step is new; a group that was added since gets all of it."""
+    step = state.step
+    for group in optimizer.param_groups:
+        if _SEED in group:
+            group[_STEP] = step
+        else:
+            write(optimizer, state)
 
 
 def read(optimizer: Optimizer) -> State | None:

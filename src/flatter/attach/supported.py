@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 
+from flatter.attach.identity import parameters_of
 from flatter.attach.probe import measure
 from flatter.attach.shards import flattened, is_deepspeeds
 
@@ -188,7 +188,7 @@ def _refuse_uncountable(optimizer: Optimizer, name: str) -> None:
             f"{name} with gradient_release=True cannot be perturbed: it steps every parameter by itself inside the "
             "backward pass. Use gradient_release=False"
         )
-    parameters = _parameters(optimizer)
+    parameters = parameters_of(optimizer)
     if any(hasattr(parameter, "ds_id") for parameter in parameters) or (not parameters and is_deepspeeds()):
         raise ValueError(
             f"{name} cannot be perturbed under DeepSpeed's ZeRO stage 3, which steps it once for each part of the "
@@ -206,7 +206,7 @@ def _refuse_lost_elements(optimizer: Optimizer, name: str) -> None:
     reason = None
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
         reason = "it steps an inner optimizer that holds other parameters, at other positions, on every rank"
-    reason = reason or next(filter(None, map(flattened, _parameters(optimizer))), None)
+    reason = reason or next(filter(None, map(flattened, parameters_of(optimizer))), None)
     if reason is not None:
         raise ValueError(
             f"{name} cannot be perturbed per element, channel or tensor: {reason}. "
@@ -216,7 +216,3 @@ def _refuse_lost_elements(optimizer: Optimizer, name: str) -> None:
 
 def _is_torchs(cls: type) -> bool:
     return f"{cls.__module__}.".startswith("torch.optim.")  # Muon's and Adafactor's module is torch.optim itself
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]

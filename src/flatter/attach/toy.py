@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from flatter.attach.identity import parameters_of
+
 MOST_STEPS = 128
 STEPS = 30  # look-ahead, warm-up and preconditioners that are refreshed now and then show within these
 LARGEST = 4096  # most elements of a tensor that a toy copies: real parameters and their state are larger
@@ -270,11 +272,6 @@ def steps_to_see(optimizer: Optimizer) -> int:
     options = [value for group in optimizer.param_groups for key, value in group.items() if "flatter" not in key]
     periods = [v for v in (*options, *vars(optimizer).values()) if type(v) is int and STEPS <= v < MOST_STEPS]
     return max([STEPS, *(period + 2 for period in periods)])
-
-
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters, group after group."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 # Copying an optimizer's options, but nothing large or shared

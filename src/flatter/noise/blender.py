@@ -60,7 +60,8 @@ class Piece:
 # What computes on which type of device. With TRITON_INTERPRET=1, a test may have Triton serve CPU tensors too.
 BACKENDS = {"cpu": "numba", "cuda": "triton"}
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+# Tensors with memory of their own; others may be wrappers, such as fake or distributed tensors.
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 _DTYPES = {
     "numba": (torch.float32, torch.float64, torch.bfloat16),
@@ -92,7 +93,7 @@ def can_blend(new: Tensor, old: Tensor) -> bool:
     """Whether the kernels know such a parameter: a plain tensor, since others need not have memory of their own."""
     backend = BACKENDS.get(new.device.type)
     if (
-        type(new) not in _PLAIN
+        type(new) not in PLAIN
         or backend is None
         or new.dtype not in _DTYPES[backend]
         or not (new.is_contiguous() and old.is_contiguous())

@@ -13,8 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from flatter.attach.factors import Factors, Stream
-from flatter.attach.handle import Handle, perturb
-from flatter.attach.install import HANDLE
+from flatter.attach.handle import Handle, handle_of, perturb
 from flatter.attach.noisy_step import NoisyStep
 from flatter.optim.launch import Footprint, Settings, Update, local
 from flatter.optim.plans import Plan, make_plan, objection
@@ -88,8 +87,7 @@ class Fused(Optimizer):
     @property
     def handle(self) -> Handle | None:
         """The handle of the perturbation, as :func:`flatter.perturb` gives it; ``None`` without one."""
-        handle: Handle | None = vars(self).get(HANDLE)
-        return handle
+        return handle_of(self)
 
     @property
     def fallback(self) -> str | None:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flatter.attach.shards import local_part
-from flatter.noise.blender import KernelForm
+from flatter.noise.blender import PLAIN, KernelForm
 from flatter.noise.dispatch import runs
 from flatter.noise.keys import as_int64
 from flatter.noise.threads import Shares, c_function
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _NO_STATE: dict[str, Any] = {}
 _form = attrgetter("dtype", "layout", "shape")
 

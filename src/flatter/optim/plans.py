@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
 from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from flatter.attach.shards import local_part
-from flatter.noise.blender import BACKENDS, KernelForm
+from flatter.attach.shards import local_part, share_memory
+from flatter.noise.blender import BACKENDS, PLAIN, KernelForm
 from flatter.optim import launch
-from flatter.optim.launch import PLAIN, Update, layout, local
+from flatter.optim.launch import Update, layout, local
 
 
 class Plan(Protocol):
@@ -63,7 +62,7 @@ def objection(update: Update, kernel: str, form: KernelForm) -> str | None:
             return "a parameter is not contiguous"
         if param.shape != grad.shape or local_part(whole)[1].start is None:
             return "a parameter is sharded along a dimension that is not its first"
-    if _overlap(params):
+    if share_memory(params):  # threads would update it at the same time
         return "two parameters share memory"
     devices = {tensor.device for tensor in (*params, *grads)}
     if len(devices) > 1:
@@ -100,9 +99,3 @@ def make_plan(update: Update, fresh: list[bool], units: list[int], kernel: str, 
     assert gpu is not None
     plan: Plan = gpu.Plan(update, fresh, units, kernel, form, stream)
     return plan
-
-
-def _overlap(params: list[Tensor]) -> bool:
-    """Whether parameters lie in the same memory: threads would update it at the same time."""
-    places = sorted((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size()) for p in params if p.numel())
-    return any(end > start for (_, end), (start, _) in pairwise(places))
