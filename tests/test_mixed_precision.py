@@ -74,7 +74,10 @@ def agree(model, moves, factors, rtol, atol):
 
 
 # The combinations that the kernels do not fuse are warned about, and are tested as well.
-@pytest.mark.filterwarnings("ignore:.* runs torch's own step:UserWarning")
+MAY_FALL_BACK = pytest.mark.filterwarnings("ignore:.* runs torch's own step:UserWarning")
+
+
+@MAY_FALL_BACK
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
@@ -99,7 +102,7 @@ def test_a_step_under_autocast_and_a_scaler_is_the_plain_step_with_the_factors(n
     assert handle.step == 3
 
 
-@pytest.mark.filterwarnings("ignore:.* runs torch's own step:UserWarning")
+@MAY_FALL_BACK
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -130,7 +133,7 @@ def test_a_skipped_step_moves_nothing_and_uses_up_no_noise(name, way, method):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.* runs torch's own step:UserWarning")
+@MAY_FALL_BACK
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("way", WAYS)

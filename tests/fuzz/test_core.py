@@ -31,7 +31,7 @@ from noise_oracle import factor, hash_of, words
 from torch import nn, optim
 
 import flatter
-from contract.training import global_random_states, same_bits
+from contract.training import global_random_states, parameters_of, same_bits
 from flatter import optim as fused
 
 STEPS_PER_EPOCH, EPOCHS = 2, 4
@@ -169,11 +169,15 @@ class Method:
     def is_fine(self) -> bool:
         return self.scope not in ("all", "group")
 
-    def of(self, seed: int, step: int, position: int, group: int, unit: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The factor over a parameter at a step, float64, to broadcast over it."""
+    def acts(self, step: int) -> bool:
+        """Whether a step lies in the window."""
         epoch = step // STEPS_PER_EPOCH
         start, stop = (round(edge * EPOCHS, 9) for edge in self.window)
-        if epoch < start or (self.window[1] < 1 and epoch >= stop):
+        return epoch >= start and (self.window[1] == 1 or epoch < stop)
+
+    def of(self, seed: int, step: int, position: int, group: int, unit: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The factor over a parameter at a step, float64, to broadcast over it."""
+        if not self.acts(step):
             return np.ones(())
         unit = {"all": "all", "group": f"group:{group}"}.get(self.scope, unit)
         if self.scope == "element":
@@ -182,7 +186,7 @@ class Method:
             elements = np.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)) if shape else np.zeros((), int)
         else:
             elements = np.zeros((), int)
-        tick = {"step": step, "epoch": epoch, "once": 0}[self.cadence]
+        tick = {"step": step, "epoch": step // STEPS_PER_EPOCH, "once": 0}[self.cadence]
         return factor(self.name, self.numbers, words(seed, tick, position, unit, elements))
 
 
@@ -197,10 +201,6 @@ def methods(draw):
 
 SHAPES = ((), (3,), (2, 4), (4, 2, 3), (0,))
 MATRICES = ((4, 3), (2, 5))
-
-
-def parameters_of(optimizer):
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def rates_of(optimizer):
@@ -356,16 +356,11 @@ class Life:
                     raw = raw * f
                     if method.is_fine:
                         fine = fine * f
-                    elif self.acts(method, step):
+                    elif method.acts(step):
                         low, high = (o if b is None else b for b, o in zip(method.bounds, (-math.inf, math.inf)))
                         noisy = min(max(noisy * float(f), low), high)
                 found.append((raw, fine * (noisy / rates[index])))
         return found
-
-    def acts(self, method, step):
-        epoch = step // STEPS_PER_EPOCH
-        start, stop = (round(edge * EPOCHS, 9) for edge in method.window)
-        return epoch >= start and (method.window[1] == 1 or epoch < stop)
 
     # A step
 

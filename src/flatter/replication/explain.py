@@ -7,6 +7,7 @@ import math
 from flatter.replication.claims import Claim
 from flatter.replication.rules import BaselineCheck, Credit, Outcome, expected_difference, falls_short
 from flatter.stats import Judgement
+from flatter.study.hints import settle_words
 
 Seeds = tuple[int, int | None] | None
 
@@ -71,13 +72,7 @@ def _not_reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: S
 
 
 def _inconclusive(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
-    if seeds is None:
-        settle = "how many seeds would settle it is not known"
-    elif seeds[1] is None:
-        settle = f"it takes at least {seeds[0]} seeds to settle it, and may take far more"
-    else:
-        settle = f"it takes {seeds[0]} to {seeds[1]} seeds to settle it"
-    return f"Neither no effect (p = {judgement.p_corrected:.2g}) nor the paper's is ruled out: {settle}."
+    return f"Neither no effect (p = {judgement.p_corrected:.2g}) nor the paper's is ruled out: {settle_words(seeds)}."
 
 
 _OUTCOMES = {"reproduced": _reproduced, "not reproduced": _not_reproduced, "inconclusive": _inconclusive}

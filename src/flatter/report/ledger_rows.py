@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from flatter.replication import Entry, Ledger, Measured, Reported
 from flatter.replication.ledger import Verdict
-from flatter.report.rows import NOTHING, number, p_value, plural, seeds_words
+from flatter.report.rows import NOTHING, number, p_value, plural
 from flatter.stats import Verdict as Look
+from flatter.study.hints import seeds_range_words
 
 _PLACES = 2  # as the papers print them
 
@@ -132,7 +133,7 @@ def _notes(entry: Entry) -> list[str]:
         notes.append(_CREDITS[entry.credit])
     if entry.outcome == "inconclusive":
         notes.append(
-            "one seed says nothing" if entry.seeds_range is None else f"needs {seeds_words(entry.seeds_range)}"
+            "one seed says nothing" if entry.seeds_range is None else f"needs {seeds_range_words(entry.seeds_range)}"
         )
     return notes
 

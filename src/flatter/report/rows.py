@@ -9,6 +9,7 @@ from typing import Literal
 
 from flatter.stats import Judgement, Verdict
 from flatter.study.comparison import ArmSummary, Comparison
+from flatter.study.hints import seeds_range_words
 
 NOTHING = "—"
 
@@ -121,15 +122,7 @@ def verdict_note(judgement: Judgement) -> str:
         return "one seed says nothing"
     if judgement.seeds_range is None:
         return ""
-    return f"needs {seeds_words(judgement.seeds_range)}"
-
-
-def seeds_words(seeds: tuple[int, int | None]) -> str:
-    """``"at least 31 seeds"`` or ``"31 to 1250 seeds"``: the range of a number of seeds, see ``stats.seeds_range``."""
-    fewest, most = seeds
-    if most is None:
-        return f"at least {fewest} seeds"
-    return f"{fewest} seeds" if most == fewest else f"{fewest} to {most} seeds"
+    return f"needs {seeds_range_words(judgement.seeds_range)}"
 
 
 def decimals(comparison: Comparison) -> int:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from flatter.report.rows import decimals, difference_unit, judged, listing, number, p_value, seeds_words, with_unit
+from flatter.report.rows import decimals, difference_unit, judged, listing, number, p_value, with_unit
 from flatter.stats import UNTESTED, Judgement
 from flatter.study.comparison import ArmSummary, Comparison
+from flatter.study.hints import settle_words
 
 Outcome = Literal["helps", "hurts", "inconclusive"]
 
@@ -229,12 +230,7 @@ def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
 def _settle(judgement: Judgement) -> str:
     if judgement.n < 2:
         return "one seed says nothing of the spread: run more"
-    if judgement.seeds_range is None:
-        return "how many seeds would settle it is not known"
-    fewest, most = judgement.seeds_range
-    if most is None:
-        return f"it takes at least {fewest} seeds to settle it, and may take far more"
-    return f"it takes {seeds_words((fewest, most))} to settle it"
+    return settle_words(judgement.seeds_range)
 
 
 def _against_control(comparison: Comparison, arm: ArmSummary, judgement: Judgement) -> str:

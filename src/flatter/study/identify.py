@@ -38,6 +38,16 @@ _EXACT = (type(None), bool, int, float, complex, str, bytes, type(...), type(Not
 _NAMED = (torch.device, torch.dtype, torch.layout, torch.memory_format)
 _NO_VALUE = object()
 
+# What is known by the functions that it holds, and where it holds them.
+_WRAPPERS: dict[type, tuple[str, ...]] = {
+    functools.partial: ("func", "args", "keywords"),
+    types.MethodType: ("__func__", "__self__"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+    property: ("fget", "fset", "fdel"),
+    functools.cached_property: ("func",),
+}
+
 
 class NotIdentifiableError(ValueError):
     """The training function depends on a value that cannot be identified. The message is one line."""
@@ -318,26 +328,13 @@ class _Graph:
                     self._add(node, each, strict=False)
 
     def _look_at_callable(self, node: _Node, value: Any) -> None:
-        if isinstance(value, functools.partial):
-            node.label = "partial"
-            for part in (value.func, value.args, value.keywords):
-                self._add(node, part)
-        elif isinstance(value, types.MethodType):
-            node.label = "method"
-            self._add(node, value.__func__)
-            self._add(node, value.__self__)
+        wrapper = next((kind for kind in _WRAPPERS if isinstance(value, kind)), None)
+        if wrapper is not None:
+            node.label = wrapper.__name__.replace("_", " ")
+            for part in _WRAPPERS[wrapper]:
+                self._add(node, getattr(value, part))
         elif isinstance(value, types.FunctionType):
             self._look_at_function(node, value)
-        elif isinstance(value, (classmethod, staticmethod)):
-            node.label = type(value).__name__
-            self._add(node, value.__func__)
-        elif isinstance(value, property):
-            node.label = "property"
-            for accessor in (value.fget, value.fset, value.fdel):
-                self._add(node, accessor)
-        elif isinstance(value, functools.cached_property):
-            node.label = "cached property"
-            self._add(node, value.func)
         elif isinstance(value, types.BuiltinFunctionType):
             owner = value.__self__
             node.label = _installed(value.__module__ or "", value.__qualname__)

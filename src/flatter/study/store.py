@@ -175,12 +175,10 @@ class Store:
         Raises:
             StoreError: the file is damaged.
         """
+        found = self._rows("tasks", "SELECT key, value FROM tasks WHERE name = ?", name)
         try:
-            found = self._connection.execute("SELECT key, value FROM tasks WHERE name = ?", (name,)).fetchall()
             return {key: json.loads(value) for key, value in found}
-        except sqlite3.OperationalError:  # of an older schema
-            return {}
-        except (sqlite3.Error, ValueError) as error:
+        except ValueError as error:
             raise self._damaged(error) from None
 
     def get(self, key: str) -> Record | None:
@@ -208,6 +206,15 @@ class Store:
         try:
             row: tuple[Any, ...] | None = self._connection.execute(query, values).fetchone()
             return row
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
+
+    def _rows(self, table: str, query: str, *values: str) -> list[tuple[Any, ...]]:
+        """All rows; none from a store that is opened only to be read and older than the table."""
+        if self._read("SELECT 1 FROM sqlite_master WHERE name = ?", table) is None:
+            return []
+        try:
+            return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise self._damaged(error) from None
 
@@ -252,12 +259,10 @@ class Store:
         Raises:
             StoreError: the file is damaged.
         """
+        rows = self._rows("looks", "SELECT look FROM looks WHERE family = ? ORDER BY rowid", family)
         try:
-            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'looks'").fetchone():
-                return []  # opened only to be read, and older than this table
-            rows = self._connection.execute("SELECT look FROM looks WHERE family = ? ORDER BY rowid", (family,))
-            return [_parse_look(text) for (text,) in rows.fetchall()]
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+            return [_parse_look(text) for (text,) in rows]
+        except (ValueError, TypeError, KeyError) as error:
             raise self._damaged(error) from None
 
     def remember_look(self, family: str, look: Look) -> None:
@@ -266,15 +271,8 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        try:
-            with self._connection:
-                text = json.dumps(asdict(look), sort_keys=True)
-                self._connection.execute("INSERT OR IGNORE INTO looks (family, look) VALUES (?, ?)", (family, text))
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"cannot write to {self._path}: {error}. All trials are safe; free some space or make the folder "
-                "writable, and run the same command again"
-            ) from None
+        text = json.dumps(asdict(look), sort_keys=True)
+        self._write("INSERT OR IGNORE INTO looks (family, look) VALUES (?, ?)", family, text)
 
     def close(self) -> None:
         """Closes the file."""
