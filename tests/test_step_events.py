@@ -183,6 +183,17 @@ def test_schedulers_in_closures_do_what_they_do_without_noise(scope):
     assert histories[0] == histories[1] == [0.5, 0.25, 0.125, 0.0625]
 
 
+def test_a_rate_that_a_closure_writes_is_kept_within_the_bounds():
+    """Also where the rate that the step began with needed no change."""
+    parameter = one_parameter()
+    optimizer = torch.optim.SGD([parameter], lr=0.5)
+    flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(1.0), "all", min_lr=0.5, max_lr=1.0))
+    (group,) = optimizer.param_groups
+    optimizer.step(lambda: group.update(lr=0.25))
+    assert parameter.tolist() == [0.5] * 3
+    assert group["lr"] == 0.25
+
+
 def test_a_closure_by_keyword_and_a_callable_object_are_closures():
     class Closure:
         def __call__(self):

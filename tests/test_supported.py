@@ -740,3 +740,10 @@ class LateLookahead(Simple):
 def test_look_ahead_is_seen_though_it_looks_back_late(k):
     with pytest.raises(ValueError, match="LateLookahead cannot be perturbed per element"):
         flatter.perturb(LateLookahead(make_parameters(), k), flatter.leap())
+
+
+@pytest.mark.parametrize("option", [1e-3, 0.3, 0.3 * 0.125, 1e-3 * 0.125])
+def test_an_option_that_is_a_rate_of_the_toys_by_chance_is_no_reason(option):
+    optimizer = MyAdamW(make_parameters(), lr=0.1)
+    optimizer.param_groups[0]["initial_lr"] = option  # as schedulers leave it
+    flatter.perturb(optimizer, flatter.leap(0.1))

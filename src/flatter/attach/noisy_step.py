@@ -127,7 +127,7 @@ class NoisyStep:
         except BaseException:
             self.abandon()
             raise
-        if not (has_closure and (is_fine or self._rates)):
+        if not (has_closure and self._factors.acting(step)):
             return None
         self._closure_is_first = True
         args = (args[0], *(self._shielded(a) if _is_closure(a) else a for a in args[1:]))

@@ -201,11 +201,11 @@ def _in_words(error: Exception) -> str:
 # Comparing state
 
 
-def _memory(path: Path) -> list[Any]:
-    """An optimizer's whole state: all but the parameters, with a placeholder for the learning rate."""
+def _memory(path: Path, rates: set[float]) -> list[Any]:
+    """An optimizer's whole state: all but the parameters, with a placeholder for numbers that are one of the rates."""
     optimizer = path.toy
     groups = [
-        {key: _unless_rate(value, path) for key, value in group.items() if key != "params"}
+        {key: _unless_rate(value, rates) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
     rest = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
@@ -217,13 +217,15 @@ def _memory(path: Path) -> list[Any]:
     return [*(optimizer.state.get(p) for p in parameters_of(optimizer)), groups, rest, attributes]
 
 
-def _unless_rate(value: Any, path: Path) -> Any:
+def _unless_rate(value: Any, rates: set[float]) -> Any:
     is_number = isinstance(value, float) or (isinstance(value, Tensor) and value.numel() == 1)
-    return "the rate" if is_number and any(math.isclose(value, rate, rel_tol=1e-6) for rate in path.rates) else value
+    return "the rate" if is_number and any(math.isclose(value, rate, rel_tol=1e-6) for rate in rates) else value
 
 
 def _same_memory(one: Path, two: Path, control: Path) -> bool:
-    return _same(_memory(one), _memory(two), _memory(control), set())
+    # One set for all: an option may be, by chance, a rate of one training and not of the other.
+    rates = {*one.rates, *two.rates, *control.rates}
+    return _same(_memory(one, rates), _memory(two, rates), _memory(control, rates), set())
 
 
 def _same(one: Any, two: Any, control: Any, seen: set[int]) -> bool:

@@ -64,9 +64,6 @@ class RateLoan:
     def __init__(self) -> None:
         self._loans: list[_Loan] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._loans)
-
     def lend(self, group: dict[str, Any], factors: Sequence[Factor]) -> None:
         """Multiply a group's rate by each factor and clamp it to that factor's bounds, until :meth:`restore`.
 
