@@ -38,12 +38,19 @@ from hypothesis import HealthCheck
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 
-def examples(default: int) -> int:
-    """Return the number of cases to run: ``FLATTER_FUZZ_EXAMPLES`` if set, else ``default``."""
-    number = int(os.environ.get("FLATTER_FUZZ_EXAMPLES") or default)
-    if number < 1:
-        raise ValueError(f"FLATTER_FUZZ_EXAMPLES must be a positive integer, got {number}")
-    return number
+def examples(default: int, *, slower: int = 1) -> int:
+    """Return the number of cases to run: ``FLATTER_FUZZ_EXAMPLES`` if set, else ``default``.
+
+    Args:
+        default: cases in `make test`.
+        slower: what the variable's number is divided by, for a test whose cases take that much longer than others'.
+    """
+    given = os.environ.get("FLATTER_FUZZ_EXAMPLES")
+    if not given:
+        return default
+    if int(given) < 1:
+        raise ValueError(f"FLATTER_FUZZ_EXAMPLES must be a positive integer, got {given}")
+    return max(1, int(given) // slower)
 
 
 def seed() -> int | None:
@@ -52,24 +59,30 @@ def seed() -> int | None:
     return int(given) if given else None
 
 
-def fuzz_settings(default: int, **more: Any) -> hypothesis.settings:
+def fuzz_settings(default: int, *, slower: int = 1, **more: Any) -> hypothesis.settings:
     """Return hypothesis settings with ``default`` cases (see ``examples``), for a state machine's ``TestCase``.
 
     Args:
         default: cases in `make test`.
+        slower: as for ``examples``.
         more: further arguments of ``hypothesis.settings``, such as ``stateful_step_count``.
     """
     return hypothesis.settings(
-        max_examples=examples(default),
+        max_examples=examples(default, slower=slower),
         derandomize=seed() is None,
         deadline=None,
         database=None,
         print_blob=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+            HealthCheck.function_scoped_fixture,
+        ],
         **more,
     )
 
 
-def fuzz(default: int, **more: Any) -> Callable[[Test], Test]:
+def fuzz(default: int, *, slower: int = 1, **more: Any) -> Callable[[Test], Test]:
     """Return the decorator that gives a ``@given`` test these settings; it stands above ``@given``."""
-    return fuzz_settings(default, **more)
+    return fuzz_settings(default, slower=slower, **more)

@@ -333,7 +333,8 @@ def test_derivatives_are_torchs(case, names, seed):
     for found in (products, again[0], again[2]):
         torch.testing.assert_close(found, vectors @ hessian, rtol=1e-9, atol=1e-9 * scale)
     torch.testing.assert_close(again[1], gradient, rtol=1e-9, atol=1e-12)
-    assert top.converged
+    # A saturated softmax cancels inside the product: its rounding is that of the loss, however small the Hessian is.
+    assert top.converged or max(top.residuals) < 1e-14
     assert np.allclose(top.values, spectrum[:k], rtol=1e-5, atol=1e-9 * scale)
     residuals = (top.vectors @ hessian - torch.tensor(top.values, dtype=torch.float64)[:, None] * top.vectors).norm(
         dim=1

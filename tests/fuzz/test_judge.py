@@ -2,19 +2,18 @@
 
 The reference imports nothing of flatter's statistics: it enumerates the sign flips in whole numbers, takes Student's t
 and the skewness from scipy, and plays the gated procedure level by level instead of computing corrected p values.
-``FLATTER_FUZZ_EXAMPLES`` sets the number of examples per test; the seed is fixed.
 """
 
 import itertools
 import math
-import os
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzz
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from typer.testing import CliRunner
@@ -29,19 +28,6 @@ from flatter.study.records import Record
 from flatter.study.runner import TrialSpec
 from flatter.study.store import Store
 from flatter.study.tasks import TASKS, Settings, Task
-
-EXAMPLES = int(os.environ.get("FLATTER_FUZZ_EXAMPLES", "200"))
-
-
-def fuzz(examples=EXAMPLES):
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
-    )
-
 
 # The reference.
 
@@ -120,7 +106,7 @@ def families(draw):
     return {name: found[name] for name in names}, behind, broken
 
 
-@fuzz()
+@fuzz(200)
 @given(
     family=families(),
     better=st.sampled_from(["lower", "higher"]),
@@ -269,7 +255,7 @@ def records_of(arms, n, finals, faults, epochs, rng):
     return found
 
 
-@fuzz()
+@fuzz(200)
 @given(case=comparisons(), seed=st.integers(0, 2**32 - 1))
 def test_analysis_agrees_with_its_definition(case, seed):
     arms, n, finals, faults, better, epochs = case
@@ -337,7 +323,7 @@ def _branches(arms):
             yield [(arm.name, "vanilla"), *([(arm.name, arm.control), (arm.control, "vanilla")] if own else [])]
 
 
-@fuzz(max(20, EXAMPLES // 10))
+@fuzz(20, slower=10)
 @given(case=comparisons(), seed=st.integers(0, 2**32 - 1), keep=st.integers(0, 6))
 def test_arms_that_were_judged_before_stay_in_the_family(case, seed, keep):
     """Fewer arms later: the same judgements of those that are left, from the records in the store."""
@@ -397,7 +383,7 @@ OPTIONS = st.one_of(
 )
 
 
-@fuzz(max(15, EXAMPLES // 20))
+@fuzz(15, slower=20)
 @given(lines=st.lists(st.lists(OPTIONS, max_size=3), min_size=1, max_size=2))
 def test_random_command_lines_end_as_they_should(tmp_path_factory, monkeypatch, lines):
     monkeypatch.setitem(TASKS, "fuzz", QUICK)

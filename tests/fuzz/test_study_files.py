@@ -288,7 +288,7 @@ def test_a_file_is_a_study_or_an_error_with_its_place(document):
         event("an error")
         assert message.startswith("fuzz.toml"), (message, text)
         # What is missing altogether is on no line.
-        assert re.search(r"\bline \d+|^fuzz.toml: (arms|cells) is missing$", message), (message, text)
+        assert re.search(r"\bline \d+|^fuzz.toml: (arms|cells) is missing(; |$)", message), (message, text)
         assert message.isprintable(), (message, text)
     else:
         event("a study")
