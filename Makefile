@@ -13,20 +13,20 @@ INSTALL = $(PIP) -c constraints.txt
 # Random cases of each test in `make fuzz`, and in its slice that CI runs.
 FUZZ_EXAMPLES ?= 10000
 # What the second supported torch must pass: all that touches an optimizer's step. CI runs a part of it.
-VISION_TESTS ?= tests/vision tests/contract tests/test_attach.py tests/test_exactness.py tests/test_optim.py tests/test_fused_scaler.py \
-	tests/test_fused_fork.py tests/test_kernels.py tests/test_lr_scheduler.py tests/test_mixed_precision.py \
-	tests/test_noise.py tests/test_perturbation.py tests/test_supported.py
+VISION_TESTS ?= tests/vision tests/contract tests/attach/test_attach.py tests/attach/test_exactness.py tests/optim/test_optim.py tests/optim/test_fused_scaler.py \
+	tests/optim/test_fused_fork.py tests/noise/test_kernels.py tests/test_lr_scheduler.py tests/attach/test_mixed_precision.py \
+	tests/noise/test_noise.py tests/test_perturbation.py tests/attach/test_supported.py
 
 .PHONY: demo test check bare fuzz test-frameworks test-vision site gpu gpu-dry-run step-cost clean
 
 demo: $(VENV)/.compare  ## compare all methods on scikit-learn's handwritten digits
-	$(BIN)/flatter compare digits-mlp --out runs/demo
+	$(BIN)/flatwise compare digits-mlp --out runs/demo
 
 test: check bare  ## linters, types, import directions, all tests of the core, the judge and flatness, the library alone
 
 check: $(VENV)/.test
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src papers tests benchmarks docs
+	$(BIN)/ruff format --check src papers tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
@@ -35,7 +35,7 @@ bare: $(BARE)/.installed  ## the library without any extra
 	$(BARE)/bin/python -W error tests/bare_environment.py
 
 fuzz: $(VENV)/.test  ## the random cases of tests/fuzz, many more of them: FUZZ_EXAMPLES each
-	FLATTER_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -n 2 --durations=0 --durations-min=1 tests/fuzz
+	FLATWISE_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -n 2 --durations=0 --durations-min=1 tests/fuzz
 
 test-frameworks: $(VENV)/.frameworks  ## Lightning, Accelerate, Ray, torch_geometric
 	$(BIN)/pytest -n 2 tests/frameworks
@@ -64,8 +64,8 @@ $(VENV)/.compare: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python $(INSTALL) -e '.[compare]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.python pyproject.toml constraints.txt tests/oracles.txt
-	$(BIN)/python $(INSTALL) -e '.[test]'
+$(VENV)/.test: $(VENV)/.python pyproject.toml papers/pyproject.toml constraints.txt tests/oracles.txt
+	$(BIN)/python $(INSTALL) -e '.[test]' -e './papers[images]'
 	$(BIN)/python $(INSTALL) --no-deps -r tests/oracles.txt
 	touch $@ $(VENV)/.compare
 
@@ -80,7 +80,7 @@ $(BARE)/.installed: pyproject.toml constraints.txt
 
 $(VISION)/.installed: pyproject.toml constraints-vision.txt
 	$(PYTHON) -m venv $(VISION)
-	$(VISION)/bin/python $(PIP) -c constraints-vision.txt -e '.[test]' torchvision
+	$(VISION)/bin/python $(PIP) -c constraints-vision.txt -e '.[test]' -e './papers[images]' torchvision
 	touch $@
 
 $(SITE)/.installed: docs/requirements.txt

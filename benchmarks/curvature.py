@@ -28,7 +28,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 from torch.nn import functional as F
 
-from flatter import flatness
+from flatwise import flatness
 
 
 class Block(nn.Module):

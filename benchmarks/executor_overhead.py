@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 
-from flatter.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
+from flatwise.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
 
 
 def work(job: int) -> int:

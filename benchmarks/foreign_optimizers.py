@@ -1,6 +1,6 @@
-"""Whether flatter's verdict on foreign optimizers is right: every optimizer class of some packages against an oracle.
+"""Whether flatwise's verdict on foreign optimizers is right: every optimizer class of some packages against an oracle.
 
-The verdict is what ``flatter.perturb`` says about a tensor scope. The oracle is real training: a small network, 40
+The verdict is what ``flatwise.perturb`` says about a tensor scope. The oracle is real training: a small network, 40
 steps, with ``Constant(c)`` at tensor scope and, beside it, plain training at c · η, for c = 1/2 and 2 and η = 0.01, 0.3
 and the class's own default. The parameters and everything in ``state_dict`` must agree. Nothing of the measurement
 behind the verdict is used.
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import flatter
+import flatwise
 
 STEPS = 40
 FACTORS = (0.5, 2.0)
@@ -87,8 +87,8 @@ def train(
     start = [p.detach().clone() for p in model.parameters()]
     set_rate(optimizer, rate if perturbed or late else rate * factor)
     if perturbed:
-        with mock.patch("flatter.attach.handle.check_supported", return_value=1):
-            handle = flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(factor), "tensor"))
+        with mock.patch("flatwise.attach.handle.check_supported", return_value=1):
+            handle = flatwise.perturb(optimizer, flatwise.Perturbation(flatwise.Constant(factor), "tensor"))
     if callable(switch := getattr(optimizer, "train", None)):
         switch()
     for step in range(STEPS):
@@ -250,16 +250,16 @@ def acts(make, way: str, dtype: torch.dtype) -> bool:
 
 
 def verdict(make, scope: str) -> str:
-    """What flatter says."""
+    """What flatwise says."""
     optimizer = make(network())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            flatter.perturb(optimizer, flatter.Perturbation(flatter.Constant(0.5), scope))
+            flatwise.perturb(optimizer, flatwise.Perturbation(flatwise.Constant(0.5), scope))
         except Exception as error:
             unseen = "could not" in str(error) or "cannot be seen" in str(error)
             return ("unmeasured: " if unseen else "refused: ") + str(error)
-    return "unmeasured: warned" if any("flatter could not" in str(w.message) for w in caught) else "accepted"
+    return "unmeasured: warned" if any("flatwise could not" in str(w.message) for w in caught) else "accepted"
 
 
 def judged(said: str, truth: bool) -> str:
@@ -269,7 +269,7 @@ def judged(said: str, truth: bool) -> str:
 
 
 def judge(cls: type[Optimizer]) -> tuple[str, str, str]:
-    """A class's verdicts at scope tensor and at scope all, each against the oracle; and what flatter said."""
+    """A class's verdicts at scope tensor and at scope all, each against the oracle; and what flatwise said."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = oracle(cls)
         if truth.make is None:

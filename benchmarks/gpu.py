@@ -1,4 +1,4 @@
-"""Everything that is to be known of flatter on a GPU, in at most ten minutes and on one page.
+"""Everything that is to be known of flatwise on a GPU, in at most ten minutes and on one page.
 
 `make gpu` runs `python benchmarks/gpu.py --out docs/gpu_results.md` on a machine with a CUDA device, Triton, pytest and
 the packages of the `test` extra that these tests import (numba, hypothesis, lion-pytorch, schedulefree). Without a CUDA
@@ -30,7 +30,7 @@ from pathlib import Path
 
 import torch
 
-import flatter
+import flatwise
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 600.0  # seconds, for all sections together
@@ -58,8 +58,8 @@ SECTIONS = (
     Section(
         "Parity",
         "The Triton kernels draw the reference's factors and do torch's updates.",
-        ("tests/test_triton.py", "tests/test_optim_triton.py"),
-        ("tests/test_triton.py", "-k", "test_chunks or kernels_cannot_run"),
+        ("tests/noise/test_triton.py", "tests/optim/test_optim_triton.py"),
+        ("tests/noise/test_triton.py", "-k", "test_chunks or kernels_cannot_run"),
     ),
     Section(
         "Contract",
@@ -72,14 +72,14 @@ SECTIONS = (
         "Mixed precision",
         "Under autocast (bfloat16, float16) and GradScaler, and with 16-bit parameters, a step is the plain one with "
         "the factors; a skipped step uses up no noise.",
-        ("tests/test_mixed_precision.py",),
-        ("tests/test_mixed_precision.py", "-k", "SGD and leap"),
+        ("tests/attach/test_mixed_precision.py",),
+        ("tests/attach/test_mixed_precision.py", "-k", "SGD and leap"),
     ),
     Section(
         "Graph capture",
         "A perturbed step refuses to be captured; stepping outside the graph trains as without one.",
-        ("tests/test_graph_capture.py",),
-        ("tests/test_graph_capture.py",),
+        ("tests/attach/test_graph_capture.py",),
+        ("tests/attach/test_graph_capture.py",),
     ),
     Section("Step cost", "Measured by `benchmarks/gpu_step.py`; see there for the method.", (), ()),
 )
@@ -119,7 +119,7 @@ def run(section: Section, device: str, seconds: float, rounds: int) -> Outcome:
             command = ["benchmarks/gpu_step.py", "--device", device, "--sizes", size, "--rounds", str(rounds)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
         paths = [str(ROOT / "src"), *filter(None, [environment.get("PYTHONPATH")])]
-        environment |= {"FLATTER_TEST_DEVICE": device, "PYTHONPATH": os.pathsep.join(paths)}
+        environment |= {"FLATWISE_TEST_DEVICE": device, "PYTHONPATH": os.pathsep.join(paths)}
         try:
             done = subprocess.run(
                 [sys.executable, *command],
@@ -171,7 +171,7 @@ def machine(device: str) -> list[str]:
     return [
         f"- device: {what}",
         f"- torch {torch.__version__}, Triton {triton}, Python {platform.python_version()}, "
-        f"flatter {flatter.__version__}",
+        f"flatwise {flatwise.__version__}",
         f"- {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC, by `benchmarks/gpu.py`",
     ]
 
@@ -179,7 +179,7 @@ def machine(device: str) -> list[str]:
 def page(outcomes: Sequence[Outcome], device: str) -> str:
     """Return the results as Markdown."""
     lines = [
-        "# flatter on a GPU: results",
+        "# flatwise on a GPU: results",
         "",
         *machine(device),
         "",

@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import torch
 
-import flatter
+import flatwise
 
 Variant = Callable[[], None]
 
@@ -43,7 +43,7 @@ OPTIMIZERS = {
     "Adam": (torch.optim.Adam, {"lr": 1e-4}, 7),
     "AdamW": (torch.optim.AdamW, {"lr": 1e-4, "weight_decay": 0.01}, 7),
 }
-METHODS = {"LEAP": flatter.leap(0.05), "LRD": flatter.lr_dropout(0.5)}
+METHODS = {"LEAP": flatwise.leap(0.05), "LRD": flatwise.lr_dropout(0.5)}
 
 
 def make_parameters(width: int, blocks: int, device: torch.device) -> list[torch.Tensor]:
@@ -80,14 +80,14 @@ def make_variants(name: str, parameters: list[torch.Tensor]) -> dict[str, Varian
     }
     for method, perturbation in METHODS.items():
         for label, more in {"": {}, ", fused=True": {"fused": True}}.items():
-            ours = sharing(getattr(flatter.optim, optimizer_of.__name__), perturbation=perturbation, seed=SEED, **more)
+            ours = sharing(getattr(flatwise.optim, optimizer_of.__name__), perturbation=perturbation, seed=SEED, **more)
             ours.step()
             if ours.fallback is not None:
-                sys.exit(f"gpu_step: flatter.optim.{optimizer_of.__name__} is not fused here: {ours.fallback}")
-            variants[f"flatter.optim {method}{label}"] = ours.step
+                sys.exit(f"gpu_step: flatwise.optim.{optimizer_of.__name__} is not fused here: {ours.fallback}")
+            variants[f"flatwise.optim {method}{label}"] = ours.step
     for method, perturbation in METHODS.items():
         generic = sharing(optimizer_of, fused=True)
-        flatter.perturb(generic, perturbation, seed=SEED)
+        flatwise.perturb(generic, perturbation, seed=SEED)
         variants[f"perturb {method}"] = generic.step
     for method, perturbation in METHODS.items():
         variants[f"naive {method}"] = naive_step(
@@ -104,7 +104,7 @@ def naive_step(optimizer, parameters, distribution) -> Variant:
         olds = [parameter.clone() for parameter in parameters]
         optimizer.step()
         for parameter, old in zip(parameters, olds, strict=True):
-            if isinstance(distribution, flatter.Normal):
+            if isinstance(distribution, flatwise.Normal):
                 factor = torch.randn_like(parameter).mul_(distribution.scale).add_(distribution.loc)
             else:
                 factor = torch.bernoulli(torch.full_like(parameter, distribution.keep))
@@ -178,7 +178,7 @@ def main() -> int:
         print("gpu_step: no CUDA device here; nothing was measured", file=sys.stderr)
         return 2
     if importlib.util.find_spec("triton") is None:
-        print("gpu_step: Triton is not installed (pip install 'flatter[fast]'); nothing was measured", file=sys.stderr)
+        print("gpu_step: Triton is not installed (pip install 'flatwise[fast]'); nothing was measured", file=sys.stderr)
         return 2
     import triton
 

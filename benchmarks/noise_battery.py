@@ -8,7 +8,7 @@ sequence, a *pair* two of them side by side. All words are tested, and the Berno
 them (`randomness.py` has the tests). The verdict on a generator is of the whole family of p values: none may be too
 near to 0 or to 1 (Bonferroni), and together they must be uniform (Kolmogorov and Smirnov), each at level 0.0005.
 
-The exit status is 0 if flatter's generator and the known good ones pass, and all the bad ones fail.
+The exit status is 0 if flatwise's generator and the known good ones pass, and all the bad ones fail.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from randomness import WORD_TESTS, Masks, Normals, Pair, Plan, avalanche, uniformity
 
-from flatter.distributions import Bernoulli, Normal
-from flatter.noise import reference
-from flatter.noise.keys import SEGMENT_BITS, derive_keys, unit_id
-from flatter.noise.philox import philox4x32
+from flatwise.distributions import Bernoulli, Normal
+from flatwise.noise import reference
+from flatwise.noise.keys import SEGMENT_BITS, derive_keys, unit_id
+from flatwise.noise.philox import philox4x32
 
 LEVEL = 0.0005
 CHUNK = 1 << 20
@@ -53,7 +53,7 @@ def hash_of(index, k0, k1):
 
 
 def keys(seed, stream, unit, tick, element):
-    """(k0, k1) of each element, as `flatter.noise.keys.derive_keys` has them for one tick."""
+    """(k0, k1) of each element, as `flatwise.noise.keys.derive_keys` has them for one tick."""
     segment = element >> U64(SEGMENT_BITS)
     if all(values[0] == values.min() == values.max() for values in (seed, stream, unit, tick, segment)):
         seed, stream, unit, tick, segment = (values[:1] for values in (seed, stream, unit, tick, segment))
@@ -67,8 +67,8 @@ def keys(seed, stream, unit, tick, element):
     return k0.astype(U32), k1.astype(U32)
 
 
-def flatters(seed, stream, unit, tick, element):
-    """Flatter's generator."""
+def ours(seed, stream, unit, tick, element):
+    """Flatwise's generator."""
     k0, k1 = keys(seed, stream, unit, tick, element)
     return hash_of((element & U64((1 << SEGMENT_BITS) - 1)).astype(U32), k0, k1)
 
@@ -88,7 +88,7 @@ def one_round(seed, stream, unit, tick, element):
 
 
 def unmultiplied(seed, stream, unit, tick, element):
-    """Flatter's hash with the index added to the key instead of a multiple of it."""
+    """Flatwise's hash with the index added to the key instead of a multiple of it."""
     k0, k1 = keys(seed, stream, unit, tick, element)
     inverse = U32(pow(0x9E3779B9, -1, 1 << 32))
     return hash_of(element.astype(U32) * inverse, k0, k1)
@@ -113,12 +113,12 @@ def weyl(seed, stream, unit, tick, element):
 
 def same_every_tick(seed, stream, unit, tick, element):
     """A mask that is drawn once."""
-    return flatters(seed, stream, unit, tick & U64(0), element)
+    return ours(seed, stream, unit, tick & U64(0), element)
 
 
 def seed_plus_tick(seed, stream, unit, tick, element):
     """`seed + tick` as the key: seed 1 replays seed 0, a tick later."""
-    return flatters(seed + tick, stream, unit, tick & U64(0), element)
+    return ours(seed + tick, stream, unit, tick & U64(0), element)
 
 
 def segment_ignored(seed, stream, unit, tick, element):
@@ -141,12 +141,12 @@ def known_good(source: np.random.BitGenerator) -> Callable:
 
 
 def mask(words, keep):
-    """The mask of `flatter.Bernoulli`."""
+    """The mask of `flatwise.Bernoulli`."""
     return (Bernoulli(keep).sample(torch.from_numpy(words.view(np.int32))) != 0).numpy()
 
 
 def normal(words):
-    """The factors of `flatter.Normal`."""
+    """The factors of `flatwise.Normal`."""
     return Normal(0.0, 1.0).sample(torch.from_numpy(words.view(np.int32))).numpy()
 
 
@@ -182,7 +182,7 @@ class Generator:
     normal: Callable = normal
 
 
-FLATTER = Generator("flatter", flatters, good=True)
+FLATWISE = Generator("flatwise", ours, good=True)
 CONTROLS = [
     Generator("numpy PCG64", known_good(np.random.PCG64(1)), good=True, keyed=False),
     Generator("numpy Philox", known_good(np.random.Philox(1)), good=True, keyed=False),
@@ -195,14 +195,14 @@ BAD = [
     Generator("same mask every tick", same_every_tick),
     Generator("seed + tick", seed_plus_tick),
     Generator("segment ignored", segment_ignored),
-    replace(FLATTER, name="Normal, wrong digit", good=False, normal=wrong_normal),
-    replace(FLATTER, name="Bernoulli, 1 % off", good=False, mask=wrong_mask),
+    replace(FLATWISE, name="Normal, wrong digit", good=False, normal=wrong_normal),
+    replace(FLATWISE, name="Bernoulli, 1 % off", good=False, mask=wrong_mask),
 ]
 
 
-# Whether flatter's hash needs to multiply the index first is a question, not a known failure.
+# Whether flatwise's hash needs to multiply the index first is a question, not a known failure.
 OPEN = [Generator("unmultiplied index", unmultiplied, good=None)]
-GENERATORS = [FLATTER, *CONTROLS, *OPEN, *BAD]
+GENERATORS = [FLATWISE, *CONTROLS, *OPEN, *BAD]
 
 
 # Layouts: positions in, coordinates out
@@ -405,10 +405,10 @@ def judge(findings: Sequence[Finding]) -> Verdict:
 
 
 def check_against_the_reference(count: int = 1000) -> None:
-    """Raises if the words tested here are not those of `flatter.noise.reference`, at random coordinates."""
+    """Raises if the words tested here are not those of `flatwise.noise.reference`, at random coordinates."""
     rng = np.random.default_rng(7)
     given = {name: rng.bit_generator.random_raw(count) >> U64(64 - width) for name, (width, _) in INPUTS.items()}
-    ours = flatters(**given)
+    drawn = ours(**given)
     for position in range(count):
         seed, stream, unit, tick, element = (
             int(given[name][position]) for name in ("seed", "stream", "unit", "tick", "element")
@@ -416,8 +416,8 @@ def check_against_the_reference(count: int = 1000) -> None:
         key = derive_keys(seed, tick, stream, [unit], element >> SEGMENT_BITS)[0]
         index = torch.tensor([element % (1 << SEGMENT_BITS)], dtype=torch.int32)
         word = reference.words(index, (int(key[0]), int(key[1])))
-        if word.item() & 0xFFFFFFFF != int(ours[position]):
-            raise AssertionError(f"not flatter's word at {given}, position {position}")
+        if word.item() & 0xFFFFFFFF != int(drawn[position]):
+            raise AssertionError(f"not flatwise's word at {given}, position {position}")
 
 
 # The table

@@ -1,4 +1,4 @@
-"""What per-element noise costs in an optimizer step; the same measurement as `flatter bench`.
+"""What per-element noise costs in an optimizer step; the same measurement as `flatwise bench`.
 
 Run with `python benchmarks/optimizer_step.py --models mlp,resnet18 --csv steps.csv`; it needs the `fast` extra (numba).
 Every ratio is a median over rounds in which all contenders take turns, so that other load on the machine meets all
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from flatter import bench
+from flatwise import bench
 
 
 def main() -> None:

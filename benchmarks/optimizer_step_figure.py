@@ -18,16 +18,16 @@ Key = tuple[str, str]  # (method, way)
 COLUMNS: dict[Key, str] = {
     ("plain", "torch foreach"): "foreach, plain",
     ("plain", "memory floor"): "memory floor",
-    ("LEAP", "flatter.optim"): "LEAP: fused",
+    ("LEAP", "flatwise.optim"): "LEAP: fused",
     ("LEAP", "perturb"): "perturb",
     ("LEAP", "naive"): "naive",
-    ("LRD", "flatter.optim"): "LRD: fused",
+    ("LRD", "flatwise.optim"): "LRD: fused",
     ("LRD", "perturb"): "perturb",
     ("LRD", "naive"): "naive",
 }
 BARS: dict[Key, tuple[str, str]] = {
-    ("LEAP", "flatter.optim"): ("LEAP, flatter.optim", "#1f77b4"),
-    ("LRD", "flatter.optim"): ("LRD, flatter.optim", "#2ca02c"),
+    ("LEAP", "flatwise.optim"): ("LEAP, flatwise.optim", "#1f77b4"),
+    ("LRD", "flatwise.optim"): ("LRD, flatwise.optim", "#2ca02c"),
     ("LEAP", "perturb"): ("LEAP, perturb", "#9ecae1"),
     ("LRD", "perturb"): ("LRD, perturb", "#a1d99b"),
     ("LEAP", "naive"): ("LEAP, by hand", "#d62728"),

@@ -1,4 +1,4 @@
-"""What the statistics of `flatter.stats` deliver at few seeds: coverage, false verdicts and power, by simulation.
+"""What the statistics of `flatwise.stats` deliver at few seeds: coverage, false verdicts and power, by simulation.
 
 Run with `python benchmarks/paired_statistics.py`; it needs the `compare` extra (scipy 1.15 or newer) and takes a few
 minutes. Name parts to run only these, such as `skewness power`. Nothing is timed, and every generator has a fixed seed,
@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 from scipy import stats as scipy_stats
 
-from flatter import stats
+from flatwise import stats
 
 RUNS = 4000
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from flatter.stats import rank_correlation
+from flatwise.stats import rank_correlation
 
 SAMPLES = 4000
 

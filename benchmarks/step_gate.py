@@ -21,24 +21,24 @@ from pathlib import Path
 
 import torch
 
-import flatter
-from flatter import bench
+import flatwise
+from flatwise import bench
 
 BOUNDS = Path(__file__).with_name("step_bounds.csv")
 MARGIN = 1.5  # a bound is this times the measured ratio: processors differ, and no bound is below this
 METHODS = {
-    "leap": flatter.leap(0.05),
-    "lr_dropout": flatter.lr_dropout(0.5),
-    "ralr": flatter.ralr(),
+    "leap": flatwise.leap(0.05),
+    "lr_dropout": flatwise.lr_dropout(0.5),
+    "ralr": flatwise.ralr(),
 }
 MODELS = ("mlp", "resnet18")
 OPTIMIZERS = ("SGD", "AdamW")
-WAYS = ("perturb", "flatter.optim")
+WAYS = ("perturb", "flatwise.optim")
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is held to a bound: a method on an optimizer, by `flatter.perturb` or `flatter.optim`, on a model."""
+    """What is held to a bound: a method on an optimizer, by `flatwise.perturb` or `flatwise.optim`, on a model."""
 
     model: str
     optimizer: str
@@ -52,7 +52,7 @@ CASES = [
     for optimizer in OPTIMIZERS
     for way in WAYS
     for method in METHODS
-    if not (way == "flatter.optim" and method == "ralr")  # coarse: the same path as perturb's
+    if not (way == "flatwise.optim" and method == "ralr")  # coarse: the same path as perturb's
 ]
 
 
@@ -66,9 +66,9 @@ def steps(case: Case) -> list[bench.Step]:
     plain = getattr(torch.optim, case.optimizer)(params, **settings, fused=True)
     if case.way == "perturb":
         noisy = getattr(torch.optim, case.optimizer)(params, **settings, fused=True)
-        flatter.perturb(noisy, method, seed=0, steps_per_epoch=1000)
+        flatwise.perturb(noisy, method, seed=0, steps_per_epoch=1000)
     else:
-        noisy = getattr(flatter.optim, case.optimizer)(params, **settings, perturbation=method, seed=0)
+        noisy = getattr(flatwise.optim, case.optimizer)(params, **settings, perturbation=method, seed=0)
     return [plain.step, noisy.step]
 
 

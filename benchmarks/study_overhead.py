@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from flatter.study.driver import drive
-from flatter.study.executors import LocalExecutor
-from flatter.study.spec import parse_study
-from flatter.study.store import Store
-from flatter.study.tasks import Settings, Task
-from flatter.study.work import Work
+from flatwise.study.driver import drive
+from flatwise.study.executors import LocalExecutor
+from flatwise.study.spec import parse_study
+from flatwise.study.store import Store
+from flatwise.study.task import Settings, Task
+from flatwise.study.work import Work
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import flatter
-from flatter.study.data.mnist import load_mnist
-from flatter.study.tasks import MNIST_WIDTHS
-from flatter.study.tasks.mlp import build_mlp
+import flatwise
+from flatwise.study.tasks import MNIST_WIDTHS
+from flatwise.study.tasks.classification import build_mlp
+from flatwise_papers.data.mnist import load_mnist
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 SETTINGS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
@@ -38,30 +38,30 @@ def convnet() -> nn.Module:
 MODELS: dict[str, Callable[[], nn.Module]] = {"MLP-3": lambda: build_mlp(MNIST_WIDTHS[3]), "convnet": convnet}
 
 
-def perturbed(perturbation: flatter.Perturbation) -> Make:
+def perturbed(perturbation: flatwise.Perturbation) -> Make:
     """Torch's fused SGD with the generic plug-in."""
 
     def make(model: nn.Module) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(model.parameters(), **SETTINGS, fused=True)
-        flatter.perturb(optimizer, perturbation, seed=0)
+        flatwise.perturb(optimizer, perturbation, seed=0)
         return optimizer
 
     return make
 
 
-def fused(perturbation: flatter.Perturbation) -> Make:
-    """Flatter's fused SGD."""
-    return lambda model: flatter.optim.SGD(model.parameters(), **SETTINGS, perturbation=perturbation, seed=0)
+def fused(perturbation: flatwise.Perturbation) -> Make:
+    """Flatwise's fused SGD."""
+    return lambda model: flatwise.optim.SGD(model.parameters(), **SETTINGS, perturbation=perturbation, seed=0)
 
 
 CONTENDERS: dict[str, Make] = {
     "plain": lambda model: torch.optim.SGD(model.parameters(), **SETTINGS, fused=True),
     "plain again": lambda model: torch.optim.SGD(model.parameters(), **SETTINGS, fused=True),
-    "LEAP, flatter.optim": fused(flatter.leap(0.05)),
-    "LEAP, perturb": perturbed(flatter.leap(0.05)),
-    "LRD, flatter.optim": fused(flatter.lr_dropout(0.5)),
-    "LRD, perturb": perturbed(flatter.lr_dropout(0.5)),
-    "RALR, perturb": perturbed(flatter.Perturbation(flatter.Uniform(1, 3), "all")),
+    "LEAP, flatwise.optim": fused(flatwise.leap(0.05)),
+    "LEAP, perturb": perturbed(flatwise.leap(0.05)),
+    "LRD, flatwise.optim": fused(flatwise.lr_dropout(0.5)),
+    "LRD, perturb": perturbed(flatwise.lr_dropout(0.5)),
+    "RALR, perturb": perturbed(flatwise.Perturbation(flatwise.Uniform(1, 3), "all")),
 }
 
 
@@ -90,7 +90,7 @@ def turns(x: Tensor, y: Tensor, batch_size: int, steps: int) -> Iterator[list[tu
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, default=None, help="folder with MNIST; default: FLATTER_DATA")
+    parser.add_argument("--data-dir", type=Path, default=None, help="folder with MNIST; default: FLATWISE_DATA")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="steps in a turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

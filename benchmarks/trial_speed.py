@@ -19,12 +19,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from flatter.study.arms import Arm
-from flatter.study.data import Classification, NodeClassification
-from flatter.study.tasks import MNIST_WIDTHS, Settings, get_task
-from flatter.study.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
-from flatter.study.tasks.mlp import build_mlp
-from flatter.study.trial import Trial
+from flatwise.study.arms import Arm
+from flatwise.study.registry import get_task
+from flatwise.study.task import Settings
+from flatwise.study.tasks import MNIST_WIDTHS
+from flatwise.study.tasks.classification import Classification, build_mlp
+from flatwise.study.trial import Trial
+from flatwise_papers.data import NodeClassification
+from flatwise_papers.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
 
 Epoch = Callable[[], float]  # trains and evaluates once; the test error in percent
 
@@ -164,7 +166,7 @@ class Alternation:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, default=None, help="folder with the data; default: FLATTER_DATA")
+    parser.add_argument("--data-dir", type=Path, default=None, help="folder with the data; default: FLATWISE_DATA")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("tasks", nargs="*", default=list(CASES), help=f"default: {' '.join(CASES)}")
     given = parser.parse_args()

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from flatter.study.driver import drive
-from flatter.study.executors import LocalExecutor
-from flatter.study.spec import read_study
-from flatter.study.store import Store
-from flatter.study.work import Work
+from flatwise.study.driver import drive
+from flatwise.study.executors import LocalExecutor
+from flatwise.study.spec import read_study
+from flatwise.study.store import Store
+from flatwise.study.work import Work
 from studies import Quiet
 
 

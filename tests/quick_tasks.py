@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from flatter.study.tasks import Settings, Task
+from flatwise.study.task import Settings, Task
 
 
 @dataclass(frozen=True)

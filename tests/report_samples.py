@@ -8,9 +8,9 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 
-from flatter.stats import Judgement, Verdict
-from flatter.study.comparison import ArmSummary, Comparison
-from flatter.study.records import Record
+from flatwise.stats import Judgement, Verdict
+from flatwise.study.comparison import ArmSummary, Comparison
+from flatwise.study.records import Record
 
 NAN = math.nan
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)
@@ -91,7 +91,7 @@ def record(arm: str, seed: int, position: int, epochs: int, failed: bool) -> Rec
         status="failed" if failed else "finished",
         epochs=tuple(history),
         error=f"test_error is nan after epoch {epochs // 2 + 1}" if failed else None,
-        versions={"flatter": "0.1.0", "torch": "2.13.0"},
+        versions={"flatwise": "0.1.0", "torch": "2.13.0"},
     )
 
 

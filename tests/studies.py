@@ -1,6 +1,6 @@
 """Study files of the tests."""
 
-from flatter.study.spec import parse_study
+from flatwise.study.spec import parse_study
 
 TUNED = """
 task = "quick_tasks:QUICK"

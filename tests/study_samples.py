@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flatter.replication import BaselineCheck, Claim, Entry, Ledger, Measured, Reported
-from flatter.study.comparison import Comparison
-from flatter.study.plan import Tuned
-from flatter.study.results import CellResult
-from flatter.study.search import best
-from flatter.study.spec import StudySpec
+from flatwise.study.comparison import Comparison
+from flatwise.study.plan import Tuned
+from flatwise.study.results import CellResult
+from flatwise.study.search import best
+from flatwise.study.spec import StudySpec
+from flatwise_papers.replication import BaselineCheck, Claim, Entry, Ledger, Measured, Reported
 from report_samples import NAN, sample
 
 ODD_ARM = """leap <b onclick=alert(1)>&"' [red]"""

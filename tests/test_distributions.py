@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from flatter import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
-from flatter.noise import reference
+from flatwise import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
+from flatwise.noise import reference
 
 WORDS = reference.words(torch.arange(200_000, dtype=torch.int32), (0xDEADBEEF, 0x12345678))
 N = len(WORDS)
@@ -164,5 +164,5 @@ def test_bad_arguments_are_named_and_shown(make, kind, message):
 
 def test_every_distribution_is_tested():
     assert {type(distribution) for distribution in DISTRIBUTIONS.values()} >= set(Distribution.__subclasses__()) - {
-        cls for cls in Distribution.__subclasses__() if cls.__module__ != "flatter.distributions"
+        cls for cls in Distribution.__subclasses__() if cls.__module__ != "flatwise.distributions"
     }

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import flatter
-from flatter.study.check import check_study
-from flatter.study.spec import parse_study
+import flatwise
+from flatwise.study.check import check_study
+from flatwise.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +42,7 @@ def test_code_of_the_docs_runs(page, tmp_path, monkeypatch):
 def test_the_readme_is_well_typed(tmp_path):
     """Strictly, as `make test` checks the package just before, whose cache makes it quick."""
     code = "\n".join(code for _, code in blocks(ROOT / "README.md"))
-    code = code.replace("def train(trial):", "def train(trial: flatter.Trial) -> None:")
+    code = code.replace("def train(trial):", "def train(trial: flatwise.Trial) -> None:")
     code = code.replace("    loss.backward()", "    loss.backward()  # type: ignore[no-untyped-call]")  # torch's own
     (tmp_path / "readme.py").write_text(code)
     options = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
@@ -78,7 +78,7 @@ def test_the_task_of_the_docs_makes_a_study(tmp_path, monkeypatch):
         '[[arms]]\nmethod = "vanilla"\nspace.learning_rate = [0.05, 0.1]\n'
         '[[arms]]\nmethod = "leap"\nspace.sigma = [0.1, 0.5]\n'
     )
-    (cell,) = flatter.run_study(file, quiet=True).cells
+    (cell,) = flatwise.run_study(file, quiet=True).cells
     assert [tuned.configurations for tuned in cell.tuned] == [
         ({"learning_rate": 0.05}, {"learning_rate": 0.1}),
         ({"sigma": 0.1}, {"sigma": 0.5}),

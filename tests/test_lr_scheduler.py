@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ChainedScheduler, ConstantLR, ExponentialLR, LinearLR, OneCycleLR, SequentialLR
 
-from flatter.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
+from flatwise.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 
 SHAPES = [GaussianPeakLR, LaplacianPeakLR]
 both = pytest.mark.parametrize("shape", SHAPES)

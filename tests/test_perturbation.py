@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-import flatter
-from flatter import Bernoulli, Constant, Mixture, Normal, Perturbation, Uniform, Window
-from flatter.perturbation import fingerprint
+import flatwise
+from flatwise import Bernoulli, Constant, Mixture, Normal, Perturbation, Uniform, Window
+from flatwise.perturbation import fingerprint
 
 # The methods
 
@@ -16,12 +16,12 @@ from flatter.perturbation import fingerprint
 def test_methods_are_the_papers():
     """As in the table of METHODS.md: distribution, scope, cadence, window."""
     table = {
-        flatter.leap(0.05): (Normal(1, 0.05), "element", "step", Window()),
-        flatter.lr_dropout(0.5): (Bernoulli(0.5), "element", "step", Window()),
-        flatter.random_lr(8, 0.6): (Uniform(0, 8), "all", "epoch", Window(0.4)),
-        flatter.random_lr_normal(4, 1, 0.6): (Normal(4, 1, minimum=0), "all", "epoch", Window(0.4)),
-        flatter.ralr(0.5, 1, 3): (Mixture(0.5, Uniform(1, 3), Constant(1)), "all", "epoch", Window()),
-        flatter.alrao(1e-5, 10): (flatter.LogUniform(1e-5, 10), "channel", "once", Window()),
+        flatwise.leap(0.05): (Normal(1, 0.05), "element", "step", Window()),
+        flatwise.lr_dropout(0.5): (Bernoulli(0.5), "element", "step", Window()),
+        flatwise.random_lr(8, 0.6): (Uniform(0, 8), "all", "epoch", Window(0.4)),
+        flatwise.random_lr_normal(4, 1, 0.6): (Normal(4, 1, minimum=0), "all", "epoch", Window(0.4)),
+        flatwise.ralr(0.5, 1, 3): (Mixture(0.5, Uniform(1, 3), Constant(1)), "all", "epoch", Window()),
+        flatwise.alrao(1e-5, 10): (flatwise.LogUniform(1e-5, 10), "channel", "once", Window()),
     }
     for method, expected in table.items():
         assert (method.distribution, method.scope, method.cadence, method.window) == expected
@@ -30,16 +30,16 @@ def test_methods_are_the_papers():
 
 
 def test_defaults_are_the_papers():
-    assert flatter.lr_dropout() == flatter.lr_dropout(keep=0.5)
-    assert flatter.random_lr() == flatter.random_lr(alpha=8, beta=0.6)
-    assert flatter.random_lr_normal() == flatter.random_lr_normal(mean=4, std=1, beta=0.6)
-    assert flatter.ralr() == flatter.ralr(p=0.5, low=1, high=3)
-    means = [m().distribution.mean for m in (flatter.leap, flatter.lr_dropout, flatter.random_lr, flatter.ralr)]
+    assert flatwise.lr_dropout() == flatwise.lr_dropout(keep=0.5)
+    assert flatwise.random_lr() == flatwise.random_lr(alpha=8, beta=0.6)
+    assert flatwise.random_lr_normal() == flatwise.random_lr_normal(mean=4, std=1, beta=0.6)
+    assert flatwise.ralr() == flatwise.ralr(p=0.5, low=1, high=3)
+    means = [m().distribution.mean for m in (flatwise.leap, flatwise.lr_dropout, flatwise.random_lr, flatwise.ralr)]
     assert means == [1, 0.5, 4, 1.5]
 
 
 def test_bounds_reach_the_perturbation():
-    for method in (flatter.random_lr, flatter.random_lr_normal):
+    for method in (flatwise.random_lr, flatwise.random_lr_normal):
         assert method(min_lr=0.01, max_lr=0.2).bounds == (0.01, 0.2)
         assert method(max_lr=0.2).bounds == (-math.inf, 0.2)
 
@@ -51,7 +51,7 @@ def test_bounds_reach_the_perturbation():
 def test_the_window_is_the_last_share_of_the_epochs(epochs):
     """e ≥ (1 − β) S in exact hundredths: no epoch is lost or won to rounding."""
     for hundredths in range(1, 101):
-        window = flatter.random_lr(8, hundredths / 100).window
+        window = flatwise.random_lr(8, hundredths / 100).window
         inside = [window.contains(epoch, epochs) for epoch in range(epochs)]
         assert inside == [100 * epoch >= (100 - hundredths) * epochs for epoch in range(epochs)], hundredths
         assert window.contains(epochs + 5, epochs)  # a run that goes on beyond its end stays perturbed
@@ -66,12 +66,12 @@ def test_the_end_of_a_window_is_outside():
 
 def test_what_must_be_known():
     needs = {
-        "leap": (flatter.leap(), False, False),
-        "ralr": (flatter.ralr(), True, False),
-        "random_lr": (flatter.random_lr(), True, True),
-        "random_lr, beta 1": (flatter.random_lr(beta=1), True, False),
-        "windowed leap": (dataclasses.replace(flatter.leap(), window=Window(0.5)), True, True),
-        "once": (flatter.alrao(), False, False),
+        "leap": (flatwise.leap(), False, False),
+        "ralr": (flatwise.ralr(), True, False),
+        "random_lr": (flatwise.random_lr(), True, True),
+        "random_lr, beta 1": (flatwise.random_lr(beta=1), True, False),
+        "windowed leap": (dataclasses.replace(flatwise.leap(), window=Window(0.5)), True, True),
+        "once": (flatwise.alrao(), False, False),
     }
     for name, (perturbation, steps_per_epoch, epochs) in needs.items():
         assert (perturbation.needs_steps_per_epoch, perturbation.needs_epochs) == (steps_per_epoch, epochs), name
@@ -81,39 +81,39 @@ def test_what_must_be_known():
 
 
 def test_identity():
-    for one in (flatter.leap(0), flatter.lr_dropout(1), flatter.ralr(p=0), Perturbation(Constant(1), "tensor")):
+    for one in (flatwise.leap(0), flatwise.lr_dropout(1), flatwise.ralr(p=0), Perturbation(Constant(1), "tensor")):
         assert one.is_identity
-    for other in (flatter.leap(1e-9), Perturbation(Constant(1), "all", max_lr=1), Perturbation(Constant(2))):
+    for other in (flatwise.leap(1e-9), Perturbation(Constant(1), "all", max_lr=1), Perturbation(Constant(2))):
         assert not other.is_identity
 
 
 def test_the_matched_rate_is_the_mean_without_the_noise():
-    for method, mean in [(flatter.leap(0.3), 1), (flatter.lr_dropout(0.3), 0.3), (flatter.random_lr(6, 0.5), 3)]:
+    for method, mean in [(flatwise.leap(0.3), 1), (flatwise.lr_dropout(0.3), 0.3), (flatwise.random_lr(6, 0.5), 3)]:
         control = method.matched_rate()
         assert control.distribution == Constant(mean)
         assert (control.window, control.bounds) == (method.window, method.bounds)
         assert control.acts_on_rate
-    bounded = flatter.random_lr(max_lr=0.3, min_lr=0.1).matched_rate()
+    bounded = flatwise.random_lr(max_lr=0.3, min_lr=0.1).matched_rate()
     assert bounded.bounds == (0.1, 0.3)
     assert Perturbation(Uniform(0, 4), "group").matched_rate().scope == "group"
 
 
 DIFFERENT = [
-    flatter.leap(0.1),
-    flatter.leap(0.2),
-    flatter.lr_dropout(0.1),
-    flatter.ralr(0.5),
-    flatter.ralr(0.4),
-    flatter.random_lr(8, 0.6),
-    flatter.random_lr(8, 0.5),
-    flatter.random_lr(8, 0.6, max_lr=1.0),
-    flatter.random_lr(8, 0.6, min_lr=1.0),
-    flatter.random_lr_normal(),
-    flatter.alrao(),
+    flatwise.leap(0.1),
+    flatwise.leap(0.2),
+    flatwise.lr_dropout(0.1),
+    flatwise.ralr(0.5),
+    flatwise.ralr(0.4),
+    flatwise.random_lr(8, 0.6),
+    flatwise.random_lr(8, 0.5),
+    flatwise.random_lr(8, 0.6, max_lr=1.0),
+    flatwise.random_lr(8, 0.6, min_lr=1.0),
+    flatwise.random_lr_normal(),
+    flatwise.alrao(),
     Perturbation(Uniform(1, 2), "element"),
     Perturbation(Uniform(1, 2), "channel"),
     Perturbation(Uniform(1, 2), "channel", "epoch"),
-    Perturbation(flatter.LogUniform(1, 2), "channel", "epoch"),
+    Perturbation(flatwise.LogUniform(1, 2), "channel", "epoch"),
     Perturbation(Normal(1, 1)),
     Perturbation(Normal(1, 1, minimum=0)),
 ]
@@ -129,10 +129,10 @@ def test_fingerprints_tell_compositions_apart():
 def test_equal_perturbations_have_one_fingerprint():
     """8 and 8.0 are the same number: a resumed run must not be told that its noise is another."""
     for one, two in [
-        (flatter.random_lr(8, 0.6), flatter.random_lr(8.0, 0.6)),
-        (flatter.leap(1), flatter.leap(1.0)),
-        (flatter.ralr(1, 1, 3), flatter.ralr(1.0, 1.0, 3.0)),
-        (flatter.random_lr(min_lr=0, max_lr=1), flatter.random_lr(min_lr=0.0, max_lr=1.0)),
+        (flatwise.random_lr(8, 0.6), flatwise.random_lr(8.0, 0.6)),
+        (flatwise.leap(1), flatwise.leap(1.0)),
+        (flatwise.ralr(1, 1, 3), flatwise.ralr(1.0, 1.0, 3.0)),
+        (flatwise.random_lr(min_lr=0, max_lr=1), flatwise.random_lr(min_lr=0.0, max_lr=1.0)),
         (Perturbation(Uniform(1, 2), window=Window(0, 0.5)), Perturbation(Uniform(1, 2), window=Window(0.0, 0.5))),
     ]:
         assert one == two
@@ -140,7 +140,7 @@ def test_equal_perturbations_have_one_fingerprint():
 
 
 def test_plain_data_says_everything():
-    data = flatter.random_lr(8, 0.6, max_lr=1.0).to_dict()
+    data = flatwise.random_lr(8, 0.6, max_lr=1.0).to_dict()
     assert (
         json.loads(json.dumps(data))
         == data
@@ -165,31 +165,31 @@ BAD = [
     (lambda: Window(-0.1), ValueError, r"Window: needs .* got start=-0.1"),
     (lambda: Window(0, 1.1), ValueError, r"Window: needs .* stop=1.1"),
     (lambda: Window(math.nan), ValueError, r"Window: needs .* start=nan"),
-    (lambda: Perturbation(0.1), TypeError, r"distribution must be a flatter Distribution, got 0.1"),
-    (lambda: Perturbation(Normal), TypeError, r"distribution must be a flatter Distribution, got <class"),
-    (lambda: Perturbation(Normal(1, 1), window=0.4), TypeError, r"window must be a flatter.Window, got 0.4"),
+    (lambda: Perturbation(0.1), TypeError, r"distribution must be a flatwise Distribution, got 0.1"),
+    (lambda: Perturbation(Normal), TypeError, r"distribution must be a flatwise Distribution, got <class"),
+    (lambda: Perturbation(Normal(1, 1), window=0.4), TypeError, r"window must be a flatwise.Window, got 0.4"),
     (lambda: Perturbation(Normal(1, 1), "layer"), ValueError, r"scope must be one of all, group, .*; got 'layer'"),
     (lambda: Perturbation(Normal(1, 1), "all", "daily"), ValueError, r"cadence must be one of step, .*; got 'daily'"),
     (lambda: Perturbation(Normal(1, 1), max_lr=1), ValueError, r"min_lr and max_lr bound one rate.*scope 'element'"),
     (lambda: Perturbation(Normal(1, 1), "channel", min_lr=0), ValueError, r"bound one rate.*scope 'channel'"),
-    (lambda: flatter.random_lr(min_lr=2, max_lr=1), ValueError, r"needs 0 <= min_lr <= max_lr, got 2 and 1"),
-    (lambda: flatter.random_lr(min_lr=-1), ValueError, r"needs 0 <= min_lr <= max_lr, got -1 and None"),
-    (lambda: flatter.random_lr(max_lr=-1), ValueError, r"needs 0 <= min_lr <= max_lr, got None and -1"),
-    (lambda: flatter.random_lr(max_lr=math.nan), ValueError, r"needs 0 <= min_lr <= max_lr, got None and nan"),
-    (lambda: flatter.leap(-0.1), ValueError, r"standard deviation must not be negative, got -0.1"),
-    (lambda: flatter.leap(math.nan), ValueError, r"must be a finite number, got nan"),
-    (lambda: flatter.lr_dropout(0), ValueError, r"keep is the probability of being updated"),
-    (lambda: flatter.lr_dropout(2), ValueError, r"keep is a probability .* got 2"),
-    (lambda: flatter.random_lr(alpha=0), ValueError, r"random_lr: alpha must be positive, got 0"),
-    (lambda: flatter.random_lr(alpha=math.nan), ValueError, r"random_lr: alpha must be positive, got nan"),
-    (lambda: flatter.random_lr(beta=0), ValueError, r"random_lr: beta is the share .* in \(0, 1\]; got 0"),
-    (lambda: flatter.random_lr(beta=1.2), ValueError, r"random_lr: beta is the share .* got 1.2"),
-    (lambda: flatter.random_lr_normal(mean=0), ValueError, r"random_lr_normal: mean must be positive, got 0"),
-    (lambda: flatter.random_lr_normal(beta=-1), ValueError, r"random_lr_normal: beta is the share .* got -1"),
-    (lambda: flatter.random_lr_normal(std=-1), ValueError, r"standard deviation must not be negative, got -1"),
-    (lambda: flatter.ralr(p=1.1), ValueError, r"p is a probability .* got 1.1"),
-    (lambda: flatter.ralr(low=3, high=1), ValueError, r"needs 0 <= low <= high, got low=3, high=1"),
-    (lambda: flatter.alrao(low=0), ValueError, r"needs 0 < low <= high, got low=0"),
+    (lambda: flatwise.random_lr(min_lr=2, max_lr=1), ValueError, r"needs 0 <= min_lr <= max_lr, got 2 and 1"),
+    (lambda: flatwise.random_lr(min_lr=-1), ValueError, r"needs 0 <= min_lr <= max_lr, got -1 and None"),
+    (lambda: flatwise.random_lr(max_lr=-1), ValueError, r"needs 0 <= min_lr <= max_lr, got None and -1"),
+    (lambda: flatwise.random_lr(max_lr=math.nan), ValueError, r"needs 0 <= min_lr <= max_lr, got None and nan"),
+    (lambda: flatwise.leap(-0.1), ValueError, r"standard deviation must not be negative, got -0.1"),
+    (lambda: flatwise.leap(math.nan), ValueError, r"must be a finite number, got nan"),
+    (lambda: flatwise.lr_dropout(0), ValueError, r"keep is the probability of being updated"),
+    (lambda: flatwise.lr_dropout(2), ValueError, r"keep is a probability .* got 2"),
+    (lambda: flatwise.random_lr(alpha=0), ValueError, r"random_lr: alpha must be positive, got 0"),
+    (lambda: flatwise.random_lr(alpha=math.nan), ValueError, r"random_lr: alpha must be positive, got nan"),
+    (lambda: flatwise.random_lr(beta=0), ValueError, r"random_lr: beta is the share .* in \(0, 1\]; got 0"),
+    (lambda: flatwise.random_lr(beta=1.2), ValueError, r"random_lr: beta is the share .* got 1.2"),
+    (lambda: flatwise.random_lr_normal(mean=0), ValueError, r"random_lr_normal: mean must be positive, got 0"),
+    (lambda: flatwise.random_lr_normal(beta=-1), ValueError, r"random_lr_normal: beta is the share .* got -1"),
+    (lambda: flatwise.random_lr_normal(std=-1), ValueError, r"standard deviation must not be negative, got -1"),
+    (lambda: flatwise.ralr(p=1.1), ValueError, r"p is a probability .* got 1.1"),
+    (lambda: flatwise.ralr(low=3, high=1), ValueError, r"needs 0 <= low <= high, got low=3, high=1"),
+    (lambda: flatwise.alrao(low=0), ValueError, r"needs 0 < low <= high, got low=0"),
 ]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from flatter import stats
-from flatter.stats import (
+from flatwise import stats
+from flatwise.stats import (
     gated_holm,
     holm,
     judge,

@@ -96,4 +96,4 @@ def test_a_file_imports_only_what_its_tier_installs(file):
 def test_fuzz_tests_take_their_number_of_cases_from_the_environment():
     for file in (ROOT / "tests" / "fuzz").glob("test_*.py"):
         text = file.read_text()
-        assert "FLATTER_FUZZ_EXAMPLES" in text or "fuzzing" in set(imports(file)), file.name
+        assert "FLATWISE_FUZZ_EXAMPLES" in text or "fuzzing" in set(imports(file)), file.name

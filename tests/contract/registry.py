@@ -8,20 +8,20 @@ from lion_pytorch import Lion
 from torch import optim
 from torch.optim.swa_utils import SWALR
 
-import flatter
-from flatter import lr_scheduler as flatter_schedulers
+import flatwise
+from flatwise import lr_scheduler as flatwise_schedulers
 
 STEPS_PER_EPOCH = 2
 EPOCHS = 4
 
 METHODS = {
-    "leap": flatter.leap(0.3),
-    "lr_dropout": flatter.lr_dropout(0.5),
-    "random_lr": flatter.random_lr(alpha=8, beta=0.6),
-    "random_lr_normal": flatter.random_lr_normal(mean=4, std=1, beta=0.6),
-    "ralr": flatter.ralr(p=0.5, low=1, high=3),
-    "alrao": flatter.alrao(1e-2, 10),
-    "leap and ralr": [flatter.leap(0.3), flatter.ralr()],
+    "leap": flatwise.leap(0.3),
+    "lr_dropout": flatwise.lr_dropout(0.5),
+    "random_lr": flatwise.random_lr(alpha=8, beta=0.6),
+    "random_lr_normal": flatwise.random_lr_normal(mean=4, std=1, beta=0.6),
+    "ralr": flatwise.ralr(p=0.5, low=1, high=3),
+    "alrao": flatwise.alrao(1e-2, 10),
+    "leap and ralr": [flatwise.leap(0.3), flatwise.ralr()],
 }
 
 SHAPES = ((4, 3), (4,), (2, 4))
@@ -79,6 +79,6 @@ SCHEDULERS = {
     "CosineAnnealingWarmRestarts": lambda o: S.CosineAnnealingWarmRestarts(o, T_0=3, T_mult=2),
     "OneCycleLR": lambda o: S.OneCycleLR(o, max_lr=0.3, total_steps=30, cycle_momentum=True),
     "SWALR": lambda o: SWALR(o, swa_lr=0.03, anneal_epochs=4),
-    "GaussianPeakLR": lambda o: flatter_schedulers.GaussianPeakLR(o, 30, max_lr=0.3, start_lr=0.1),
-    "LaplacianPeakLR": lambda o: flatter_schedulers.LaplacianPeakLR(o, 30, max_lr=0.3, start_lr=0.1),
+    "GaussianPeakLR": lambda o: flatwise_schedulers.GaussianPeakLR(o, 30, max_lr=0.3, start_lr=0.1),
+    "LaplacianPeakLR": lambda o: flatwise_schedulers.LaplacianPeakLR(o, 30, max_lr=0.3, start_lr=0.1),
 }

@@ -6,7 +6,7 @@ import torch
 
 from contract.registry import METHODS, OPTIMIZERS, REFUSED, REFUSED_PER_ELEMENT, SCHEDULERS
 from contract.training import make_optimizer
-from flatter import lr_scheduler, methods
+from flatwise import lr_scheduler, methods
 
 
 def classes(module, base):

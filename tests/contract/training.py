@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-import flatter
+import flatwise
 from contract.registry import EPOCHS, METHODS, OPTIMIZERS, SHAPES, STEPS_PER_EPOCH
 from devices import DEVICE
 
@@ -30,9 +30,9 @@ def make_optimizer(name):
 
 
 def attach(optimizer, perturbation, **options):
-    """`flatter.perturb` with a method of the registry (by its name) or any perturbation, and the calendar given."""
+    """`flatwise.perturb` with a method of the registry (by its name) or any perturbation, and the calendar given."""
     perturbation = METHODS[perturbation] if isinstance(perturbation, str) else perturbation
-    return flatter.perturb(optimizer, perturbation, steps_per_epoch=STEPS_PER_EPOCH, epochs=EPOCHS, **options)
+    return flatwise.perturb(optimizer, perturbation, steps_per_epoch=STEPS_PER_EPOCH, epochs=EPOCHS, **options)
 
 
 def parameters_of(optimizer):
@@ -88,10 +88,10 @@ def same_bits(one, two):
 
 
 def memory(optimizer):
-    """What the optimizer remembers, without what flatter wrote there."""
+    """What the optimizer remembers, without what flatwise wrote there."""
     saved = optimizer.state_dict()
     groups = [
-        {key: value for key, value in group.items() if not key.startswith("flatter_")}
+        {key: value for key, value in group.items() if not key.startswith("flatwise_")}
         for group in saved["param_groups"]
     ]
     return saved["state"], groups

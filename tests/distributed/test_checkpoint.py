@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-import flatter
+import flatwise
 
 SAVED_AT, END = 4, 8
 OPTIONS = {
@@ -29,11 +29,11 @@ OPTIONS = {
 }
 
 
-def perturbed(model: Network, seed: int | None) -> tuple[torch.optim.Optimizer, flatter.Handle]:
+def perturbed(model: Network, seed: int | None) -> tuple[torch.optim.Optimizer, flatwise.Handle]:
     """Noise of every kind: per element and step, and per epoch for all."""
     optimizer = torch.optim.AdamW(model.named_parameters(), lr=0.02)
-    both = [flatter.leap(0.3), flatter.lr_dropout(), flatter.ralr(p=1.0)]
-    return optimizer, flatter.perturb(optimizer, both, seed=seed, steps_per_epoch=3)
+    both = [flatwise.leap(0.3), flatwise.lr_dropout(), flatwise.ralr(p=1.0)]
+    return optimizer, flatwise.perturb(optimizer, both, seed=seed, steps_per_epoch=3)
 
 
 def sharded(phase: float) -> Network:
@@ -94,7 +94,7 @@ def resume(folder: str, options: dict[str, bool], through_files: bool) -> dict[s
     }
 
 
-def in_one_process(folder: Path, options: dict[str, bool]) -> tuple[Network, flatter.Handle]:
+def in_one_process(folder: Path, options: dict[str, bool]) -> tuple[Network, flatwise.Handle]:
     chosen = StateDictOptions(**options)
     model = network(2.0)
     optimizer, handle = perturbed(model, seed=None)
@@ -134,14 +134,14 @@ def test_saving_an_optimizer_without_state_is_no_step(tensor_rate: bool) -> None
     rate = torch.tensor(0.1) if tensor_rate else 0.1
     optimizer = torch.optim.SGD(model.named_parameters(), lr=rate, weight_decay=0.5)
     # A lower bound would make a rate of 0 count, and the weight decay move the weights.
-    bounded = flatter.random_lr(beta=1.0, min_lr=0.01)
-    handle = flatter.perturb(optimizer, [flatter.leap(0.3), bounded], steps_per_epoch=2, epochs=10)
+    bounded = flatwise.random_lr(beta=1.0, min_lr=0.01)
+    handle = flatwise.perturb(optimizer, [flatwise.leap(0.3), bounded], steps_per_epoch=2, epochs=10)
     train(model, optimizer, 0, 3)
     before = clones(model)
     for _ in range(3):
         saved = get_optimizer_state_dict(model, optimizer)
     assert handle.step == 3
-    assert saved["param_groups"][0]["flatter_step"] == 3
+    assert saved["param_groups"][0]["flatwise_step"] == 3
     assert all(map(torch.equal, clones(model), before))
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(0.1)
 
@@ -149,7 +149,7 @@ def test_saving_an_optimizer_without_state_is_no_step(tensor_rate: bool) -> None
     assert handle.step == 5
     unsaved = network()
     other = torch.optim.SGD(unsaved.named_parameters(), lr=0.1, weight_decay=0.5)
-    flatter.perturb(other, [flatter.leap(0.3), bounded], steps_per_epoch=2, epochs=10)
+    flatwise.perturb(other, [flatwise.leap(0.3), bounded], steps_per_epoch=2, epochs=10)
     train(unsaved, other, 0, 5)
     for ours, theirs in zip(clones(model), clones(unsaved), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6 if tensor_rate else 0, atol=1e-7 if tensor_rate else 0)

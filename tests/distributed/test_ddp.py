@@ -8,19 +8,19 @@ from processes import Processes
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-import flatter
+import flatwise
 
 METHODS = {
-    "leap": flatter.leap(0.3),
-    "lr_dropout": flatter.lr_dropout(0.5),
-    "random_lr": flatter.random_lr(alpha=2, beta=0.6),
-    "ralr": flatter.ralr(),
+    "leap": flatwise.leap(0.3),
+    "lr_dropout": flatwise.lr_dropout(0.5),
+    "random_lr": flatwise.random_lr(alpha=2, beta=0.6),
+    "ralr": flatwise.ralr(),
 }
 STEPS = 100
 NOTED = (60, 70, 80, 90)  # steps whose factors are compared
 
 
-def factors(handle: flatter.Handle, model: nn.Module) -> list[Tensor]:
+def factors(handle: flatwise.Handle, model: nn.Module) -> list[Tensor]:
     return [handle.factor(step, parameter) for step in NOTED for parameter in model.parameters()]
 
 
@@ -30,7 +30,7 @@ def train(method: str) -> tuple[list[list[Tensor]], list[Tensor], Tensor]:
     torch.manual_seed(rank)
     model = DistributedDataParallel(network())
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.05, momentum=0.9)
-    handle = flatter.perturb(optimizer, METHODS[method], seed=3, steps_per_epoch=10, epochs=10)
+    handle = flatwise.perturb(optimizer, METHODS[method], seed=3, steps_per_epoch=10, epochs=10)
     seen = []
     for step in range(STEPS):
         torch.rand(rank + 1)
@@ -54,7 +54,7 @@ def test_ranks_stay_together_and_draw_the_noise_of_the_bare_model(method: str, t
     # DDP puts "module." before every name; that must not change the noise.
     model = network()
     optimizer = torch.optim.SGD(model.named_parameters(), lr=0.05, momentum=0.9)
-    handle = flatter.perturb(optimizer, METHODS[method], seed=3, steps_per_epoch=10, epochs=10)
+    handle = flatwise.perturb(optimizer, METHODS[method], seed=3, steps_per_epoch=10, epochs=10)
     bare = factors(handle, model)
     assert all(map(torch.equal, drawn, bare))
     assert all(map(torch.equal, also_drawn, bare))

@@ -6,16 +6,16 @@ from networks import Network, backward, network
 from processes import Processes
 from torch import Tensor
 
-import flatter
+import flatwise
 
 STEPS = (0, 1, 1000)
 SCOPES = ("element", "channel", "tensor", "all")
 
 
-def perturbed(model: Network, scope: str, named: bool) -> tuple[torch.optim.Optimizer, flatter.Handle]:
+def perturbed(model: Network, scope: str, named: bool) -> tuple[torch.optim.Optimizer, flatwise.Handle]:
     parameters = model.named_parameters() if named else model.parameters()
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-    return optimizer, flatter.perturb(optimizer, flatter.Perturbation(flatter.Normal(1.0, 0.4), scope), seed=11)
+    return optimizer, flatwise.perturb(optimizer, flatwise.Perturbation(flatwise.Normal(1.0, 0.4), scope), seed=11)
 
 
 def sharded_run(scope: str, named: bool) -> tuple[list[Tensor], list[list[Tensor]], list[Tensor]]:
@@ -70,7 +70,7 @@ def tensor_parallel_step(dimension: int | None) -> tuple[Tensor, Tensor]:
     weight = torch.nn.Parameter(distribute_tensor(WEIGHT, mesh, placement))
     weight.grad = distribute_tensor(GRADIENT, mesh, placement)
     optimizer = torch.optim.AdamW([weight], lr=0.1)
-    flatter.perturb(optimizer, [flatter.leap(0.3), flatter.lr_dropout()], seed=5)
+    flatwise.perturb(optimizer, [flatwise.leap(0.3), flatwise.lr_dropout()], seed=5)
     for _ in range(3):
         optimizer.step()
     return weight.full_tensor().detach()
@@ -87,7 +87,7 @@ def test_a_tensor_parallel_weight_takes_the_steps_of_the_whole_one(
     weight = torch.nn.Parameter(WEIGHT.clone())
     weight.grad = GRADIENT.clone()
     optimizer = torch.optim.AdamW([weight], lr=0.1)
-    flatter.perturb(optimizer, [flatter.leap(0.3), flatter.lr_dropout()], seed=5)
+    flatwise.perturb(optimizer, [flatwise.leap(0.3), flatwise.lr_dropout()], seed=5)
     for _ in range(3):
         optimizer.step()
     for whole in two_processes.run(tensor_parallel_step, dimension):

@@ -7,8 +7,8 @@ import torch
 from processes import Processes
 from torch import Tensor, nn
 
-import flatter
-from flatter import optim
+import flatwise
+from flatwise import optim
 
 pytest.importorskip("numba")
 
@@ -20,7 +20,7 @@ OPTIMIZERS = {
     "AdamW": {},
     "RMSprop": {"centered": True, "momentum": 0.5},
 }
-PERTURBATIONS = {"leap": flatter.leap(0.3), "lrd": flatter.lr_dropout(0.5)}
+PERTURBATIONS = {"leap": flatwise.leap(0.3), "lrd": flatwise.lr_dropout(0.5)}
 STEPS = 3
 
 
@@ -90,7 +90,7 @@ def fully_sharded() -> tuple[list[Tensor], str | None]:
 
     model = linear()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
-    optimizer = optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9, perturbation=flatter.leap(0.3), seed=5)
+    optimizer = optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9, perturbation=flatwise.leap(0.3), seed=5)
     for step in range(STEPS):
         descend(model, optimizer, step)
     return [param.full_tensor().detach() for param in model.parameters()], optimizer.fallback
@@ -115,7 +115,7 @@ def descend(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> No
 
 def test_fully_shard_takes_the_steps_of_one_process_to_the_bit(two_processes: Processes) -> None:
     model = linear()
-    optimizer = optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9, perturbation=flatter.leap(0.3), seed=5)
+    optimizer = optim.SGD(model.named_parameters(), lr=0.1, momentum=0.9, perturbation=flatwise.leap(0.3), seed=5)
     for step in range(STEPS):
         descend(model, optimizer, step)
     for whole, fallback in two_processes.run(fully_sharded):
@@ -130,7 +130,7 @@ def sharded_by_columns() -> tuple[Tensor, list[Tensor], str | None, list[str]]:
 
     mesh = init_device_mesh("cpu", (2,))
     weight = nn.Parameter(distribute_tensor(values((5, 9), 0), mesh, [Shard(1)]))
-    optimizer = optim.SGD([("weight", weight)], lr=0.1, momentum=0.9, perturbation=flatter.leap(0.3), seed=5)
+    optimizer = optim.SGD([("weight", weight)], lr=0.1, momentum=0.9, perturbation=flatwise.leap(0.3), seed=5)
     assert optimizer.handle is not None
     factors = [optimizer.handle.factor(step, weight) for step in range(STEPS)]
     said: list[str] = []
@@ -145,7 +145,7 @@ def sharded_by_columns() -> tuple[Tensor, list[Tensor], str | None, list[str]]:
 
 def test_shared_columns_fall_back_visibly_with_the_same_noise(two_processes: Processes) -> None:
     weight = nn.Parameter(values((5, 9), 0))
-    optimizer = optim.SGD([("weight", weight)], lr=0.1, momentum=0.9, perturbation=flatter.leap(0.3), seed=5)
+    optimizer = optim.SGD([("weight", weight)], lr=0.1, momentum=0.9, perturbation=flatwise.leap(0.3), seed=5)
     assert optimizer.handle is not None
     factors = [optimizer.handle.factor(step, weight) for step in range(STEPS)]
     for step in range(STEPS):
@@ -178,7 +178,7 @@ def partial_gradients() -> tuple[Tensor, Tensor, str | None]:
             optimizer = optim.SGD(named, **settings, perturbation=PERTURBATIONS["leap"], seed=5)
         else:
             optimizer = torch.optim.SGD(named, **settings)
-            flatter.perturb(optimizer, PERTURBATIONS["leap"], seed=5)
+            flatwise.perturb(optimizer, PERTURBATIONS["leap"], seed=5)
         (x @ param.t()).sum().backward()
         assert param.grad.placements != param.placements
         with warnings.catch_warnings():

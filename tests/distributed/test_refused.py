@@ -15,14 +15,14 @@ from torch.distributed.fsdp import FlatParameter
 from torch.distributed.fsdp._common_utils import _set_fsdp_flattened
 from torch.nn.parallel import DistributedDataParallel
 
-import flatter
+import flatwise
 
-FINE = [flatter.leap(), flatter.alrao(), flatter.Perturbation(flatter.Normal(1.0, 0.1), "tensor")]
+FINE = [flatwise.leap(), flatwise.alrao(), flatwise.Perturbation(flatwise.Normal(1.0, 0.1), "tensor")]
 
 
 @pytest.mark.parametrize("perturbation", FINE, ids=["element", "channel", "tensor"])
 @pytest.mark.parametrize("use_orig_params", [False, True])
-def test_fsdp1_is_refused_per_element(use_orig_params: bool, perturbation: flatter.Perturbation) -> None:
+def test_fsdp1_is_refused_per_element(use_orig_params: bool, perturbation: flatwise.Perturbation) -> None:
     """FSDP1 itself needs an accelerator; these are the parameters that it hands to an optimizer."""
     if use_orig_params:
         parameter = nn.Parameter(torch.ones(5))
@@ -31,8 +31,8 @@ def test_fsdp1_is_refused_per_element(use_orig_params: bool, perturbation: flatt
         parameter = FlatParameter(torch.ones(5), requires_grad=True)
     optimizer = torch.optim.SGD([{"params": [torch.ones(2)]}, {"params": [parameter]}], lr=0.1)
     with pytest.raises(ValueError, match=r"FSDP1\) flattens parameters.*Use torch.distributed.fsdp.fully_shard"):
-        flatter.perturb(optimizer, perturbation)
-    flatter.perturb(optimizer, flatter.ralr(), steps_per_epoch=2)
+        flatwise.perturb(optimizer, perturbation)
+    flatwise.perturb(optimizer, flatwise.ralr(), steps_per_epoch=2)
 
 
 def imported() -> type[torch.optim.Optimizer]:
@@ -42,36 +42,36 @@ def imported() -> type[torch.optim.Optimizer]:
     return ZeroRedundancyOptimizer
 
 
-def zero_redundancy(perturbation: flatter.Perturbation | None) -> tuple[list[Tensor], str]:
+def zero_redundancy(perturbation: flatwise.Perturbation | None) -> tuple[list[Tensor], str]:
     """Parameters after some steps under ZeRO, and what perturbing each element says."""
     ZeroRedundancyOptimizer = imported()
     model = DistributedDataParallel(network())
     optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.SGD, lr=0.1, momentum=0.9)
     refused = ""
     try:
-        flatter.perturb(optimizer, flatter.leap())
+        flatwise.perturb(optimizer, flatwise.leap())
     except ValueError as error:
         refused = str(error)
-    handle = flatter.perturb(optimizer, perturbation, seed=1, steps_per_epoch=2)
+    handle = flatwise.perturb(optimizer, perturbation, seed=1, steps_per_epoch=2)
     for step in range(6):
         backward(model, step, dist.get_rank(), world=2)
         optimizer.step()
     assert handle.step == 6
     optimizer.consolidate_state_dict(to=0)
     groups = optimizer.state_dict()["param_groups"] if dist.get_rank() == 0 else optimizer.param_groups
-    assert (groups[0]["lr"], groups[0]["flatter_step"]) == (0.1, 6)
+    assert (groups[0]["lr"], groups[0]["flatwise_step"]) == (0.1, 6)
     return [parameter.detach().clone() for parameter in model.parameters()], refused
 
 
 def test_zero_redundancy_optimizer_is_refused_per_element_and_takes_a_common_factor(two_processes: Processes) -> None:
-    everywhere = flatter.ralr(p=1.0)
+    everywhere = flatwise.ralr(p=1.0)
     (first, refused), (second, _) = two_processes.run(zero_redundancy, everywhere)
     assert "holds other parameters, at other positions, on every rank" in refused
     assert "Use torch.distributed.fsdp.fully_shard" in refused
 
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    flatter.perturb(optimizer, everywhere, seed=1, steps_per_epoch=2)
+    flatwise.perturb(optimizer, everywhere, seed=1, steps_per_epoch=2)
     for step in range(6):
         backward(model, step)
         optimizer.step()
@@ -86,7 +86,7 @@ def overlapped() -> str:
         network().parameters(), optimizer_class=torch.optim.SGD, overlap_with_ddp=True, lr=0.1
     )
     try:
-        flatter.perturb(optimizer, flatter.ralr(), steps_per_epoch=2)
+        flatwise.perturb(optimizer, flatwise.ralr(), steps_per_epoch=2)
     except ValueError as error:
         return str(error)
     return ""
@@ -131,23 +131,23 @@ def stepped(optimizer: torch.optim.Optimizer) -> None:
 
 @pytest.mark.parametrize("perturbation", FINE, ids=["element", "channel", "tensor"])
 def test_deepspeeds_flat_partitions_are_refused_per_element(
-    deepspeed: None, perturbation: flatter.Perturbation
+    deepspeed: None, perturbation: flatwise.Perturbation
 ) -> None:
     optimizer = adam()
     initialized(optimizer)
     with pytest.raises(ValueError, match=r"DeepSpeed flattens parameters.*Use torch.distributed.fsdp.fully_shard"):
-        flatter.perturb(optimizer, perturbation)
-    handle = flatter.perturb(optimizer, flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all"))
+        flatwise.perturb(optimizer, perturbation)
+    handle = flatwise.perturb(optimizer, flatwise.Perturbation(flatwise.Uniform(0.5, 1.5), "all"))
     stepped(optimizer)
     assert handle.step == 1
 
 
 @pytest.mark.parametrize("perturbation", FINE, ids=["element", "channel", "tensor"])
 def test_a_perturbation_from_before_deepspeed_is_found_at_the_first_step(
-    deepspeed: None, perturbation: flatter.Perturbation
+    deepspeed: None, perturbation: flatwise.Perturbation
 ) -> None:
     optimizer = adam()
-    flatter.perturb(optimizer, perturbation)
+    flatwise.perturb(optimizer, perturbation)
     initialized(optimizer)
     with pytest.raises(ValueError, match="DeepSpeed flattens parameters"):
         stepped(optimizer)
@@ -155,20 +155,20 @@ def test_a_perturbation_from_before_deepspeed_is_found_at_the_first_step(
 
 def test_steps_that_deepspeed_divides_are_refused(deepspeed: None) -> None:
     """Stages 1 and 2 step each group by itself, stage 3 each part of one, and has no parameters in between."""
-    everywhere = flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all")
+    everywhere = flatwise.Perturbation(flatwise.Uniform(0.5, 1.5), "all")
     optimizer = adam(groups=2)
-    flatter.perturb(optimizer, everywhere).remove()
+    flatwise.perturb(optimizer, everywhere).remove()
     initialized(optimizer)
     with pytest.raises(ValueError, match=r"with 2 parameter groups cannot be perturbed under DeepSpeed.*Use one group"):
-        flatter.perturb(optimizer, everywhere)
+        flatwise.perturb(optimizer, everywhere)
     for group in optimizer.param_groups:
         group["params"] = []
     with pytest.raises(ValueError, match=r"ZeRO stage 3.*fully_shard"):
-        flatter.perturb(optimizer, everywhere)
+        flatwise.perturb(optimizer, everywhere)
     partitioned = nn.Parameter(torch.empty(0))
     partitioned.ds_id = 0  # deepspeed.zero.Init
     with pytest.raises(ValueError, match=r"ZeRO stage 3.*fully_shard"):
-        flatter.perturb(torch.optim.AdamW([partitioned], lr=0.1), everywhere)
+        flatwise.perturb(torch.optim.AdamW([partitioned], lr=0.1), everywhere)
 
 
 def bare_vectors() -> list[str]:
@@ -177,11 +177,11 @@ def bare_vectors() -> list[str]:
     flat = [torch.zeros(7, requires_grad=True)]
     for parameters in (flat, [nn.Parameter(torch.zeros(7))], [torch.zeros(7, 2, requires_grad=True)]):
         try:
-            flatter.perturb(torch.optim.SGD(parameters, lr=0.1), flatter.leap()).remove()
+            flatwise.perturb(torch.optim.SGD(parameters, lr=0.1), flatwise.leap()).remove()
             refused.append("")
         except ValueError as error:
             refused.append(str(error))
-    flatter.perturb(torch.optim.SGD(flat, lr=0.1), flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all"))
+    flatwise.perturb(torch.optim.SGD(flat, lr=0.1), flatwise.Perturbation(flatwise.Uniform(0.5, 1.5), "all"))
     return refused
 
 
@@ -201,8 +201,8 @@ def optimizers_of(kind: type, inner: list[torch.optim.Optimizer]) -> torch.optim
     return container
 
 
-@pytest.mark.parametrize("method", [flatter.leap(), flatter.Perturbation(flatter.Uniform(0.5, 1.5), "all")])
-def test_a_container_of_optimizers_is_refused(method: flatter.Perturbation) -> None:
+@pytest.mark.parametrize("method", [flatwise.leap(), flatwise.Perturbation(flatwise.Uniform(0.5, 1.5), "all")])
+def test_a_container_of_optimizers_is_refused(method: flatwise.Perturbation) -> None:
     class OptimizersContainer(torch.optim.Optimizer):
         def step(self, closure: Callable[[], float] | None = None) -> None:
             for optimizer in self.optimizers:
@@ -210,4 +210,4 @@ def test_a_container_of_optimizers_is_refused(method: flatter.Perturbation) -> N
 
     container = optimizers_of(OptimizersContainer, [adam(), adam()])
     with pytest.raises(ValueError, match=r"OptimizersContainer wraps other optimizers \(self.optimizers\[0\]\)"):
-        flatter.perturb(container, method)
+        flatwise.perturb(container, method)

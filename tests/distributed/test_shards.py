@@ -15,8 +15,8 @@ from torch.distributed.tensor.debug import _clear_fast_path_sharding_prop_cache,
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-import flatter
-from flatter.attach.shards import local_part
+import flatwise
+from flatwise.attach.shards import local_part
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def test_partial_sums_are_refused() -> None:
 
         parameter.grad = torch.ones_like(parameter)
         optimizer = torch.optim.SGD([parameter], lr=0.1)
-        handle = flatter.perturb(optimizer, flatter.leap())
+        handle = flatwise.perturb(optimizer, flatwise.leap())
         with pytest.raises(ValueError, match="only replicated and sharded ones have elements"):
             optimizer.step()
         assert handle.step == 0

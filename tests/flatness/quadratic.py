@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from flatter.flatness import BatchLoss
+from flatwise.flatness import BatchLoss
 
 SIZE = 8
 FLOOR = 0.25

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatter import flatness
-from flatter.flatness import BatchLoss, measuring
+from flatwise import flatness
+from flatwise.flatness import BatchLoss, measuring
 
 CE = nn.CrossEntropyLoss()
 

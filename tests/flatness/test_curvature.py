@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from flatness.exact import classifier, exact_hessian, ragged
-from flatter import flatness
-from flatter.flatness import FlatnessError
-from flatter.flatness.probes import estimate_diagonal, estimate_trace, rademacher
+from flatwise import flatness
+from flatwise.flatness import FlatnessError
+from flatwise.flatness.probes import estimate_diagonal, estimate_trace, rademacher
 
 CE = nn.CrossEntropyLoss()
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from flatter import flatness
-from flatter.flatness.guard import untouched
+from flatwise import flatness
+from flatwise.flatness.guard import untouched
 
 
 class Busy(nn.Module):

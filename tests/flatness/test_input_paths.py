@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatter import flatness
-from flatter.flatness import BatchLoss, FlatnessError
-from flatter.flatness.inputs import unit_noise
+from flatwise import flatness
+from flatwise.flatness import BatchLoss, FlatnessError
+from flatwise.flatness.inputs import unit_noise
 
 MSE = nn.MSELoss()
 
@@ -197,7 +197,7 @@ def seen_at_the_end(x, y, validation, **options):
 
 @pytest.mark.parametrize("chunk", [1 << 24, 300])
 def test_each_trial_draws_for_each_input_from_its_ten_nearest(chunk, monkeypatch):
-    monkeypatch.setattr("flatter.flatness.input_paths.DISTANCES", chunk)
+    monkeypatch.setattr("flatwise.flatness.input_paths.DISTANCES", chunk)
     _, x, y = linear()
     validation = linear(5, 60)[1]
     seen = seen_at_the_end(x, y, validation, trials=100)

@@ -8,9 +8,9 @@ from quadratic import LOSS, SIZE, TEST, TRAIN, Quadratic, expected, hessian
 from test_weight_paths import draws, moved, offset
 from torch import nn
 
-from flatter import flatness
-from flatter.flatness import FlatnessError
-from flatter.flatness.level_sets import _crossing
+from flatwise import flatness
+from flatwise.flatness import FlatnessError
+from flatwise.flatness.level_sets import _crossing
 
 FLOOR = expected(torch.zeros(SIZE, dtype=torch.float64))
 

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from flatter.flatness import (
+from flatwise.flatness import (
     FlatnessError,
     LossCurve,
     LossCurves,

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatter import flatness
-from flatter.flatness import BatchLoss, FlatnessError, measuring
+from flatwise import flatness
+from flatwise.flatness import BatchLoss, FlatnessError, measuring
 
 MSE = nn.MSELoss()
 
@@ -290,7 +290,7 @@ def test_bad_input(function, model, loss, data, message, monkeypatch):
     if isinstance(data, (OneShot, Noisy)):
         data = type(data)()
     # One vector at a time, so that there is a second pass.
-    monkeypatch.setattr("flatter.flatness.probes.BLOCK_VECTORS", 1)
+    monkeypatch.setattr("flatwise.flatness.probes.BLOCK_VECTORS", 1)
     state = {name: (id(t), t.detach().clone()) for name, t in model.state_dict(keep_vars=True).items()}
     generator = torch.get_rng_state()
     with pytest.raises(FlatnessError, match=message) as caught:

@@ -6,7 +6,7 @@ from test_guard import everything
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatter import flatness
+from flatwise import flatness
 
 CE = nn.CrossEntropyLoss()
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
-from flatter import flatness
-from flatter.flatness import FlatnessError
-from flatter.flatness.batches import checksum
+from flatwise import flatness
+from flatwise.flatness import FlatnessError
+from flatwise.flatness.batches import checksum
 
 MSE = nn.MSELoss()
 

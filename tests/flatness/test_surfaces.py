@@ -8,8 +8,8 @@ from quadratic import LOSS, SIZE, TEST, TRAIN, Quadratic, expected
 from test_weight_paths import draws, moved, offset
 from torch import nn
 
-from flatter import flatness
-from flatter.flatness import FlatnessError
+from flatwise import flatness
+from flatwise.flatness import FlatnessError
 
 XS, YS = (-1.0, 0.0, 0.5), (-2.0, 0.0)
 

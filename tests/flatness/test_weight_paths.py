@@ -10,9 +10,9 @@ from quadratic import LOSS, ONE, SIZE, TEST, TRAIN, Quadratic, expected, hessian
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatter import flatness
-from flatter.flatness import BatchLoss, FlatnessError
-from flatter.flatness.directions import random_directions, selected
+from flatwise import flatness
+from flatwise.flatness import BatchLoss, FlatnessError
+from flatwise.flatness.directions import random_directions, selected
 
 
 def approx(values):

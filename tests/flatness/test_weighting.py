@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatter import flatness
-from flatter.flatness import BatchLoss, FlatnessError, measuring
+from flatwise import flatness
+from flatwise.flatness import BatchLoss, FlatnessError, measuring
 
 WEIGHT = torch.tensor([0.2, 1.0, 5.0])
 

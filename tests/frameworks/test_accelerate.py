@@ -11,10 +11,10 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import flatter
+import flatwise
 
 EPOCHS, STEPS_PER_EPOCH = 3, 4
-METHODS = [flatter.leap(0.3), flatter.ralr(p=1.0)]
+METHODS = [flatwise.leap(0.3), flatwise.ralr(p=1.0)]
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,8 @@ def parts(model: nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.lr_sched
     return optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)
 
 
-def perturb(optimizer: torch.optim.Optimizer) -> flatter.Handle:
-    return flatter.perturb(optimizer, METHODS, seed=5, steps_per_epoch=STEPS_PER_EPOCH)
+def perturb(optimizer: torch.optim.Optimizer) -> flatwise.Handle:
+    return flatwise.perturb(optimizer, METHODS, seed=5, steps_per_epoch=STEPS_PER_EPOCH)
 
 
 def loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ def plain_run() -> tuple[nn.Module, list[float]]:
 
 def accelerated_run(
     accelerator: Accelerator,
-    before: Callable[[torch.optim.Optimizer], flatter.Handle] | None,
-    after: Callable[[torch.optim.Optimizer], flatter.Handle] | None,
-) -> tuple[nn.Module, list[float], flatter.Handle]:
+    before: Callable[[torch.optim.Optimizer], flatwise.Handle] | None,
+    after: Callable[[torch.optim.Optimizer], flatwise.Handle] | None,
+) -> tuple[nn.Module, list[float], flatwise.Handle]:
     model = network()
     optimizer, scheduler = parts(model)
     handle = before(optimizer) if before else None
@@ -124,7 +124,7 @@ def test_the_wrapper_is_unwrapped() -> None:
     assert handle.step == EPOCHS * STEPS_PER_EPOCH
 
 
-def scaled(attach_to_wrapper: bool) -> tuple[AcceleratedOptimizer, torch.optim.Optimizer, flatter.Handle]:
+def scaled(attach_to_wrapper: bool) -> tuple[AcceleratedOptimizer, torch.optim.Optimizer, flatwise.Handle]:
     """A perturbed optimizer under the gradient scaler that accelerate uses with fp16, which needs no GPU itself."""
     Accelerator(cpu=True)  # its singletons must be there
     parameter = nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))

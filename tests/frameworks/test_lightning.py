@@ -11,10 +11,10 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import flatter
+import flatwise
 
 STEPS_PER_EPOCH = 3
-METHODS = [flatter.leap(0.3), flatter.lr_dropout(0.5), flatter.ralr(p=1.0)]
+METHODS = [flatwise.leap(0.3), flatwise.lr_dropout(0.5), flatwise.ralr(p=1.0)]
 
 pytestmark = [
     # Lightning's advice about data loading, logging and folders in use; and what torch says of Lightning.
@@ -54,12 +54,12 @@ class Module(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer, scheduler = optimizer_and_scheduler(self.model)
-        self.handle = flatter.perturb(optimizer, METHODS, seed=8, steps_per_epoch=STEPS_PER_EPOCH)
+        self.handle = flatwise.perturb(optimizer, METHODS, seed=8, steps_per_epoch=STEPS_PER_EPOCH)
         optimizer.register_step_pre_hook(self.look)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def look(self, optimizer: torch.optim.Optimizer, _: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Notes whether a step is given a closure, and its rate; it is called after flatter's own hook."""
+        """Notes whether a step is given a closure, and its rate; it is called after flatwise's own hook."""
         self.inside.append((callable(kwargs.get("closure")), optimizer.param_groups[0]["lr"]))
 
 
@@ -84,7 +84,7 @@ def fit(folder: Path, epochs: int, checkpoint: Path | None = None) -> tuple[Modu
 def plain_loop(epochs: int) -> nn.Module:
     model = network()
     optimizer, scheduler = optimizer_and_scheduler(model)
-    flatter.perturb(optimizer, METHODS, seed=8, steps_per_epoch=STEPS_PER_EPOCH)
+    flatwise.perturb(optimizer, METHODS, seed=8, steps_per_epoch=STEPS_PER_EPOCH)
     for _ in range(epochs):
         for inputs, targets in DataLoader(data(), batch_size=4):
             optimizer.zero_grad()
@@ -127,7 +127,7 @@ def test_a_resumed_run_without_the_state_would_differ(tmp_path: Path) -> None:
     trainer.save_checkpoint(checkpoint)
     saved = torch.load(checkpoint, weights_only=True)
     for group in saved["optimizer_states"][0]["param_groups"]:
-        assert group.pop("flatter_step") == 2 * STEPS_PER_EPOCH
+        assert group.pop("flatwise_step") == 2 * STEPS_PER_EPOCH
     torch.save(saved, checkpoint)
     resumed, _, _ = fit(tmp_path, epochs=4, checkpoint=checkpoint)
     assert not equal(resumed.model, plain_loop(4))

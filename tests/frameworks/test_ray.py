@@ -17,12 +17,12 @@ import torch
 from ray.cluster_utils import Cluster
 
 import executor_jobs as jobs
-from flatter.study.driver import drive
-from flatter.study.executors import ExecutorError, LocalExecutor, Lost, RayExecutor
-from flatter.study.executors.messages import WorkerTraceback
-from flatter.study.executors.ray import _check_address
-from flatter.study.store import Store
-from flatter.study.work import Work
+from flatwise.study.driver import drive
+from flatwise.study.executors import ExecutorError, LocalExecutor, Lost, RayExecutor
+from flatwise.study.executors.messages import WorkerTraceback
+from flatwise.study.executors.ray import _check_address
+from flatwise.study.store import Store
+from flatwise.study.work import Work
 from studies import TUNED, Quiet, outcome, study
 
 HERE = Path(__file__).parent, Path(__file__).parents[1]  # where nodes find the tests' own modules
@@ -120,7 +120,7 @@ def test_a_job_is_run_again_until_there_are_no_retries_left(executor, tmp_path):
 DRIVER = """
 import sys
 import executor_jobs
-from flatter.study.executors import RayExecutor
+from flatwise.study.executors import RayExecutor
 
 with RayExecutor(sys.argv[1]) as executor:
     list(executor.run(executor_jobs.touch_and_sleep, [sys.argv[2]] * 2))
@@ -150,7 +150,7 @@ def test_resources_that_no_node_has(resources, message, executor):
 
 
 def test_no_cluster_at_the_address(monkeypatch):
-    monkeypatch.setattr("flatter.study.executors.ray._ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("flatwise.study.executors.ray._ANSWER_SECONDS", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as listens:  # and says nothing
         address = f"127.0.0.1:{listens.getsockname()[1]}"
         check_refused(address, "did not answer as a Ray cluster in 3 seconds")
@@ -191,7 +191,7 @@ def test_wrong_numbers(wrong):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ExecutorError, match=r"pip install 'flatter\[cluster\]'"), RayExecutor():
+    with pytest.raises(ExecutorError, match=r"pip install 'flatwise\[cluster\]'"), RayExecutor():
         raise AssertionError("it was entered")
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from citation_networks import MadeUp, dense
 from torch.nn import functional as F
 
-from citation_networks import MadeUp, dense
-from flatter.study.data import planetoid
-from flatter.study.tasks.graph_models import Dropout, build_graph_network, propagation
+from flatwise_papers.data import planetoid
+from flatwise_papers.tasks.graph_models import Dropout, build_graph_network, propagation
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 NAMES = ("Cora", "CiteSeer", "PubMed")

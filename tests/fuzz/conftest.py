@@ -7,6 +7,6 @@ from fuzzing import seed
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Let ``FLATTER_FUZZ_SEED`` do what hypothesis's ``--hypothesis-seed`` does, in xdist's workers too."""
+    """Let ``FLATWISE_FUZZ_SEED`` do what hypothesis's ``--hypothesis-seed`` does, in xdist's workers too."""
     if seed() is not None:
         hypothesis.core.global_force_seed = seed()

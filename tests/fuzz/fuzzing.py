@@ -16,9 +16,9 @@ Every hypothesis test of this folder takes its settings from here::
 
 Two environment variables change them, for `make fuzz` and for a failure that is to be repeated:
 
-``FLATTER_FUZZ_EXAMPLES``
+``FLATWISE_FUZZ_EXAMPLES``
     cases per test, instead of each test's own default.
-``FLATTER_FUZZ_SEED``
+``FLATWISE_FUZZ_SEED``
     a whole number: other cases than the default ones, and the same for the same number. Without it every run draws the
     same cases (hypothesis derandomizes), so that `make test` is deterministic.
 
@@ -39,23 +39,23 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def examples(default: int, *, slower: int = 1) -> int:
-    """Return the number of cases to run: ``FLATTER_FUZZ_EXAMPLES`` if set, else ``default``.
+    """Return the number of cases to run: ``FLATWISE_FUZZ_EXAMPLES`` if set, else ``default``.
 
     Args:
         default: cases in `make test`.
         slower: what the variable's number is divided by, for a test whose cases take that much longer than others'.
     """
-    given = os.environ.get("FLATTER_FUZZ_EXAMPLES")
+    given = os.environ.get("FLATWISE_FUZZ_EXAMPLES")
     if not given:
         return default
     if int(given) < 1:
-        raise ValueError(f"FLATTER_FUZZ_EXAMPLES must be a positive integer, got {given}")
+        raise ValueError(f"FLATWISE_FUZZ_EXAMPLES must be a positive integer, got {given}")
     return max(1, int(given) // slower)
 
 
 def seed() -> int | None:
-    """Return ``FLATTER_FUZZ_SEED``, or ``None`` where the default cases are to be run."""
-    given = os.environ.get("FLATTER_FUZZ_SEED")
+    """Return ``FLATWISE_FUZZ_SEED``, or ``None`` where the default cases are to be run."""
+    given = os.environ.get("FLATWISE_FUZZ_SEED")
     return int(given) if given else None
 
 

@@ -1,4 +1,4 @@
-"""The factors once more, written from docs/noise.md alone, in numpy and without a line of flatter."""
+"""The factors once more, written from docs/noise.md alone, in numpy and without a line of flatwise."""
 
 from __future__ import annotations
 

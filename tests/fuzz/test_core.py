@@ -30,9 +30,9 @@ from lion_pytorch import Lion
 from noise_oracle import factor, hash_of, words
 from torch import nn, optim
 
-import flatter
+import flatwise
 from contract.training import global_random_states, parameters_of, same_bits
-from flatter import optim as fused
+from flatwise import optim as fused
 
 STEPS_PER_EPOCH, EPOCHS = 2, 4
 
@@ -145,7 +145,7 @@ DISTRIBUTIONS = st.one_of(
 
 @dataclass(frozen=True)
 class Method:
-    """A perturbation as plain numbers, for flatter and for the oracle."""
+    """A perturbation as plain numbers, for flatwise and for the oracle."""
 
     name: str
     numbers: tuple[float, ...]
@@ -154,16 +154,18 @@ class Method:
     window: tuple[float, float]
     bounds: tuple[float | None, float | None]
 
-    def perturbation(self) -> flatter.Perturbation:
+    def perturbation(self) -> flatwise.Perturbation:
         distribution = {
-            "constant": flatter.Constant,
-            "bernoulli": flatter.Bernoulli,
-            "uniform": flatter.Uniform,
-            "loguniform": flatter.LogUniform,
-            "normal": flatter.Normal,
-            "ralr": lambda p, low, high: flatter.Mixture(p, flatter.Uniform(low, high), flatter.Constant(1.0)),
+            "constant": flatwise.Constant,
+            "bernoulli": flatwise.Bernoulli,
+            "uniform": flatwise.Uniform,
+            "loguniform": flatwise.LogUniform,
+            "normal": flatwise.Normal,
+            "ralr": lambda p, low, high: flatwise.Mixture(p, flatwise.Uniform(low, high), flatwise.Constant(1.0)),
         }[self.name](*self.numbers)
-        return flatter.Perturbation(distribution, self.scope, self.cadence, flatter.Window(*self.window), *self.bounds)
+        return flatwise.Perturbation(
+            distribution, self.scope, self.cadence, flatwise.Window(*self.window), *self.bounds
+        )
 
     @property
     def is_fine(self) -> bool:
@@ -317,7 +319,7 @@ class Life:
 
     def attach(self, **options):
         given = [method.perturbation() for method in self.methods]
-        self.handle = flatter.perturb(
+        self.handle = flatwise.perturb(
             self.optimizer,
             given if len(given) > 1 else given[0],
             seed=self.seed,
@@ -580,8 +582,8 @@ class Life:
             handle = self.handle
             self.handle = copy.deepcopy(handle) if "deepcopy" in by else pickle.loads(pickle.dumps(handle))
             self.optimizer = self.handle.optimizer
-            assert flatter.handle_of(original) is handle
-        self.handle = flatter.handle_of(self.optimizer)
+            assert flatwise.handle_of(original) is handle
+        self.handle = flatwise.handle_of(self.optimizer)
         assert self.handle is not None
         self.scheduler, self.hooked = None, False
 
@@ -633,10 +635,10 @@ class Life:
     @event()
     def it_is_removed_and_attached_again(self):
         self.handle.remove()
-        assert not [key for group in self.optimizer.param_groups for key in group if "flatter" in key]
+        assert not [key for group in self.optimizer.param_groups for key in group if "flatwise" in key]
         if self.scheduler is None:
             assert "step" not in vars(self.optimizer)
-        assert not [key for key in vars(self.optimizer) if "flatter" in key or key == "__reduce_ex__"]
+        assert not [key for key in vars(self.optimizer) if "flatwise" in key or key == "__reduce_ex__"]
         assert len(self.optimizer._optimizer_step_pre_hooks) == self.hooked
         assert len(self.optimizer._optimizer_step_post_hooks) == self.hooked
         self.attach(step=self.steps)

@@ -19,9 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatter import flatness
-from flatter.flatness import BatchLoss, FlatnessError, measuring
-from flatter.flatness.lanczos import lanczos
+from flatwise import flatness
+from flatwise.flatness import BatchLoss, FlatnessError, measuring
+from flatwise.flatness.lanczos import lanczos
 
 
 class Tied(nn.Module):

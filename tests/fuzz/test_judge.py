@@ -1,6 +1,6 @@
 """Random comparisons against a small reference of the statistics, written from their definitions.
 
-The reference imports nothing of flatter's statistics: it enumerates the sign flips in whole numbers, takes Student's t
+The reference imports nothing of flatwise's statistics: it enumerates the sign flips in whole numbers, takes Student's t
 and the skewness from scipy, and plays the gated procedure level by level instead of computing corrected p values.
 """
 
@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from typer.testing import CliRunner
 
-from flatter.cli import app
-from flatter.stats import judge
-from flatter.study.analysis import analyse, look_of
-from flatter.study.arms import parse_arm, with_controls
-from flatter.study.comparison import Subject
-from flatter.study.machine import versions
-from flatter.study.records import Record
-from flatter.study.runner import TrialSpec
-from flatter.study.store import Store
-from flatter.study.tasks import TASKS, Settings, Task
+from flatwise.cli import app
+from flatwise.stats import judge
+from flatwise.study.analysis import analyse, look_of
+from flatwise.study.arms import parse_arm, with_controls
+from flatwise.study.comparison import Subject
+from flatwise.study.machine import versions
+from flatwise.study.records import Record
+from flatwise.study.registry import TASKS
+from flatwise.study.runner import TrialSpec
+from flatwise.study.store import Store
+from flatwise.study.task import Settings, Task
 
 # The reference.
 

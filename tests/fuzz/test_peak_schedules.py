@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler as torchs
 
-from flatter.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
+from flatwise.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 
 BASES = (0.1, 0.02)
 rates = st.floats(1e-3, 10)

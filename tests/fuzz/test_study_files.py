@@ -8,10 +8,10 @@ from fuzzing import fuzz
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from flatter.study.check import check_study
-from flatter.study.plan import plan_cell
-from flatter.study.spec import StudyError, parse_study
-from flatter.study.tasks import get_task
+from flatwise.study.check import check_study
+from flatwise.study.plan import plan_cell
+from flatwise.study.registry import get_task
+from flatwise.study.spec import StudyError, parse_study
 
 SETTINGS = {
     "learning_rate": [0.2, 0.1, 0.05, 0.01],

@@ -1,4 +1,4 @@
-"""A small part of the battery: flatter's generator passes, bad ones fail, and the tests mean what they say."""
+"""A small part of the battery: flatwise's generator passes, bad ones fail, and the tests mean what they say."""
 
 import csv
 from collections import defaultdict
@@ -8,7 +8,7 @@ import noise_battery
 import numpy as np
 import pytest
 import randomness
-from noise_battery import BAD, EVERYTHING, FLATTER, Generator, examine, judge, known_good
+from noise_battery import BAD, EVERYTHING, FLATWISE, Generator, examine, judge, known_good
 
 WORDS = 1 << 16
 
@@ -26,12 +26,12 @@ CAUGHT = {
 }
 
 
-def test_the_words_tested_are_flatters():
+def test_the_words_tested_are_flatwises():
     noise_battery.check_against_the_reference(200)
 
 
-def test_flatter_passes_everything():
-    verdict = judge(list(examine(FLATTER, EVERYTHING, WORDS)))
+def test_flatwise_passes_everything():
+    verdict = judge(list(examine(FLATWISE, EVERYTHING, WORDS)))
     assert verdict.passes, verdict
     assert verdict.count > 1000
 
@@ -42,7 +42,7 @@ def test_bad_generators_fail(bad):
     for layout in CAUGHT[bad.name]:
         verdict = judge(list(examine(bad, [layout], words)))
         assert not verdict.passes, (layout, verdict)
-        assert judge(list(examine(FLATTER, [layout], words))).passes
+        assert judge(list(examine(FLATWISE, [layout], words))).passes
 
 
 def test_every_test_is_uniform_on_a_good_generator():
@@ -73,27 +73,27 @@ def test_too_good_is_as_bad():
 
 def test_a_repeated_word_under_one_key_is_a_failure():
     def repeating(element, **coordinates):
-        return noise_battery.flatters(element=np.where(element == 5, 4, element).astype(np.uint64), **coordinates)
+        return noise_battery.ours(element=np.where(element == 5, 4, element).astype(np.uint64), **coordinates)
 
     found = [f for f in examine(Generator("repeating", repeating), ["elements"], WORDS) if f.test == "repeats"]
     assert [f.p for f in found] == [0.0]
-    assert not [f for f in examine(FLATTER, ["elements"], WORDS) if f.test == "repeats"]
+    assert not [f for f in examine(FLATWISE, ["elements"], WORDS) if f.test == "repeats"]
 
 
 def test_the_program_prints_a_table_writes_the_p_values_and_ends_with_0(tmp_path, capsys):
     file = tmp_path / "p.csv"
     small = ["--words", str(1 << 14), "--layouts", "elements", "tick, tick + 1", "--csv", str(file)]
-    assert noise_battery.main([*small, "--generators", "flatter", "numpy PCG64", "Weyl sequence"]) == 0
+    assert noise_battery.main([*small, "--generators", "flatwise", "numpy PCG64", "Weyl sequence"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("as expected") == 3
     assert "FAILS" in printed
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert {row["generator"] for row in rows} == {"flatter", "numpy PCG64", "Weyl sequence"}
+    assert {row["generator"] for row in rows} == {"flatwise", "numpy PCG64", "Weyl sequence"}
     assert all(0 <= float(row["p"]) <= 1 for row in rows)
 
 
-@pytest.mark.parametrize("wrong", [replace(FLATTER, good=False), replace(BAD[3], good=True)], ids=["passes", "fails"])
+@pytest.mark.parametrize("wrong", [replace(FLATWISE, good=False), replace(BAD[3], good=True)], ids=["passes", "fails"])
 def test_the_program_ends_with_1_where_a_bad_one_passes_or_ours_fails(wrong, monkeypatch, capsys):
     monkeypatch.setattr(noise_battery, "GENERATORS", [wrong])
     assert noise_battery.main(["--words", str(1 << 14), "--layouts", "elements"]) == 1

@@ -6,12 +6,12 @@ import json
 import pyarrow.parquet
 import pytest
 
-from flatter.study.driver import drive
-from flatter.study.executors import LocalExecutor
-from flatter.study.export import ExportError, export
-from flatter.study.records import Record
-from flatter.study.store import Store
-from flatter.study.work import Work
+from flatwise.study.driver import drive
+from flatwise.study.executors import LocalExecutor
+from flatwise.study.export import ExportError, export
+from flatwise.study.records import Record
+from flatwise.study.store import Store
+from flatwise.study.work import Work
 from studies import Quiet, study
 
 
@@ -70,7 +70,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, store, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ExportError, match=r"pip install 'flatter\[parquet\]'"):
+    with pytest.raises(ExportError, match=r"pip install 'flatwise\[parquet\]'"):
         export(store, tmp_path, "parquet")
     assert list(tmp_path.iterdir()) == []
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from flatter.study.identify import NotIdentifiableError, _version, identify, plain_data
+from flatwise.study.identify import NotIdentifiableError, _version, identify, plain_data
 
 PROGRAM = '''
 import dataclasses, enum, functools, threading
@@ -143,7 +143,7 @@ INNER = "constant = 108\nunused_constant = 109\n"
 
 IDENTIFY = """
 import json, sys
-from flatter.study.identify import identify
+from flatwise.study.identify import identify
 sys.path[:0] = sys.argv[2:]
 print(json.dumps([identify(__import__(name).train, stored=True) for name in sys.argv[1].split(",")]))
 """
@@ -249,7 +249,7 @@ def test_every_process_gives_the_same(folder, original):
     # As a program, from another folder, and compiled beforehand.
     script = folder / "elsewhere" / "program.py"
     script.parent.mkdir()
-    ending = "\nfrom flatter.study.identify import identify\nprint(identify(train, stored=True))"
+    ending = "\nfrom flatwise.study.identify import identify\nprint(identify(train, stored=True))"
     script.write_text((folder / "program.py").read_text() + ending)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
@@ -259,7 +259,7 @@ def test_every_process_gives_the_same(folder, original):
 def test_a_value_without_a_state_is_refused_only_where_it_is_used(folder):
     used = load(folder, edit=("used = [NAMES", "used = [LOCK, NAMES"))
     with pytest.raises(
-        NotIdentifiableError, match="depends on the global 'LOCK', a lock, which flatter cannot"
+        NotIdentifiableError, match="depends on the global 'LOCK', a lock, which flatwise cannot"
     ) as error:
         identify(used.train, stored=True)
     assert "\n" not in str(error.value)

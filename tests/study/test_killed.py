@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flatter.study.store import Store
+from flatwise.study.store import Store
 from studies import TUNED, outcome
 
 KILLS = 20

@@ -5,17 +5,18 @@ import sys
 
 import pytest
 
-import flatter
-from flatter.study.driver import drive
-from flatter.study.executors import LocalExecutor
-from flatter.study.spec import StudyError, parse_study
-from flatter.study.store import Store
-from flatter.study.tasks import SettingsError, UnknownTaskError, get_task
-from flatter.study.work import Work
+import flatwise
+from flatwise.study.driver import drive
+from flatwise.study.executors import LocalExecutor
+from flatwise.study.registry import UnknownTaskError, get_task
+from flatwise.study.spec import StudyError, parse_study
+from flatwise.study.store import Store
+from flatwise.study.task import SettingsError
+from flatwise.study.work import Work
 from studies import Quiet
 
 TASK = """
-import dataclasses, torch, flatter
+import dataclasses, torch, flatwise
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -40,7 +41,7 @@ def train(trial, settings, data):
     scheduler.step()
     trial.report(val_error=weight.item(), test_error=weight.item())
 
-OWN = flatter.Task("own", "", flatter.Settings(epochs=1, batch_size=1, learning_rate=0.1), load, train, unit="")
+OWN = flatwise.Task("own", "", flatwise.Settings(epochs=1, batch_size=1, learning_rate=0.1), load, train, unit="")
 """
 STUDY = 'task = "{module}:OWN"\narms = [{{ method = "vanilla" }}, {{ method = "leap" }}]\nfinal.seeds = 2\n'
 
@@ -52,27 +53,27 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def flatter_command(folder, *arguments):
+def flatwise_command(folder, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "flatter", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "flatwise", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("edit", [("SLOPE = 1.0", "SLOPE = 2.0"), ("Data(1.0)", "Data(7.0)")])
 def test_an_edit_of_what_the_training_or_the_data_name_runs_all_anew(folder, edit):
-    """In `flatter run` and in `flatter compare`; the second process has the edited source."""
+    """In `flatwise run` and in `flatwise compare`; the second process has the edited source."""
     (folder / "edited.py").write_text(TASK)
     (folder / "s.toml").write_text(STUDY.format(module="edited"))
     commands = ("run", "s.toml", "--quiet"), ("compare", "edited:OWN", "--arms", "leap", "--seeds", "2", "--out", "c")
     for command in commands:
-        status, said = flatter_command(folder, *command)
+        status, said = flatwise_command(folder, *command)
         assert status == 0, said
     stores = folder / "runs" / "s" / "trials.sqlite", folder / "c" / "trials.sqlite"
     before = [_errors(store) for store in stores]
     (folder / "edited.py").write_text(TASK.replace(*edit))
     for command in commands:
-        assert flatter_command(folder, *command)[0] == 0
+        assert flatwise_command(folder, *command)[0] == 0
     for store, old in zip(stores, before, strict=True):
         new = _errors(store)
         assert len(new) == 2 * len(old)
@@ -87,10 +88,10 @@ def _errors(path):
 def test_an_edit_in_a_running_program_is_refused(folder):
     (folder / "running.py").write_text(TASK)
     study = parse_study(STUDY.format(module="running"), name="s", source="s.toml")
-    flatter.run_study(study, quiet=True)
+    flatwise.run_study(study, quiet=True)
     (folder / "running.py").write_text(TASK + "\n# an edit\n")
     with pytest.raises((UnknownTaskError, StudyError), match=r"running.py was changed after it was imported"):
-        flatter.run_study(study, quiet=True)
+        flatwise.run_study(study, quiet=True)
 
 
 def test_another_source_on_a_worker_is_refused(folder):
@@ -105,7 +106,7 @@ def test_another_source_on_a_worker_is_refused(folder):
             def train(trial, settings, data):
                 raise AssertionError
 
-            elsewhere.OWN = flatter.Task("own", "", elsewhere.OWN.settings, elsewhere.load, train, unit="")
+            elsewhere.OWN = flatwise.Task("own", "", elsewhere.OWN.settings, elsewhere.load, train, unit="")
             return super().run(work, jobs)
 
     with Store(None) as store, pytest.raises(StudyError, match="the source of the task elsewhere:OWN is another here"):
@@ -118,7 +119,7 @@ def test_another_source_on_a_worker_is_refused(folder):
         ("syntax:OWN", "def x(:", "cannot be imported: SyntaxError"),
         ("division:OWN", "1/0", "cannot be imported: ZeroDivisionError"),
         ("nothing:OWN", "", "has no 'OWN'"),
-        ("wrong:OWN", "OWN = 3", "is a int, not a flatter.Task"),
+        ("wrong:OWN", "OWN = 3", "is a int, not a flatwise.Task"),
         (":OWN", "", "expected module:attribute"),
         ("..a:OWN", "", "expected module:attribute"),
     ],
@@ -144,7 +145,7 @@ def test_what_does_not_work_ends_the_study_in_a_line(folder, old, new, said):
     (folder / "broken.py").write_text(TASK.replace(old, new))
     tuned = STUDY.format(module="broken") + "tuning.baseline.learning_rate = [0.1]\n"
     (folder / "s.toml").write_text(tuned)
-    status, output = flatter_command(folder, "run", "s.toml", "--quiet")
+    status, output = flatwise_command(folder, "run", "s.toml", "--quiet")
     assert status == 2, output
     assert output.count("\n") == 1
     assert re.search(said, output)
@@ -153,7 +154,7 @@ def test_what_does_not_work_ends_the_study_in_a_line(folder, old, new, said):
 def test_leaving_the_program_is_a_trials_outcome(folder):
     (folder / "leaving.py").write_text(TASK.replace("    weight.grad =", "    raise SystemExit(3)\n    weight.grad ="))
     study = parse_study(STUDY.format(module="leaving"), name="s", source="s.toml")
-    (cell,) = flatter.run_study(study, quiet=True).cells
+    (cell,) = flatwise.run_study(study, quiet=True).cells
     assert {record.error for record in cell.comparison.records} == {"SystemExit: 3"}
 
 
@@ -166,7 +167,7 @@ def test_a_training_may_change_its_globals(folder):
     study = parse_study(STUDY.format(module="caching"), name="s", source="s.toml")
     keys = []
     for _ in range(2):
-        (cell,) = flatter.run_study(study, quiet=True).cells
+        (cell,) = flatwise.run_study(study, quiet=True).cells
         keys.append({record.key for record in cell.comparison.records})
     assert not keys[0] & keys[1]
 
@@ -185,7 +186,7 @@ class Inner:
     width: int = 3
     path: pathlib.Path = pathlib.Path("x")
 
-class Mine(flatter.Settings):
+class Mine(flatwise.Settings):
     model_config = ConfigDict(arbitrary_types_allowed=True)
     kind: Kind = Kind.A
     folder: pathlib.Path = pathlib.Path("data")
@@ -198,16 +199,16 @@ class Mine(flatter.Settings):
 
 def test_settings_may_be_enums_paths_dataclasses_and_what_torch_has(folder):
     """They come back as they were where the trial runs, those that the study changes too."""
-    text = SETTINGS + "".join(TASK.partition("import dataclasses, torch, flatter")[2]).replace(
-        "flatter.Settings(", "Mine("
+    text = SETTINGS + "".join(TASK.partition("import dataclasses, torch, flatwise")[2]).replace(
+        "flatwise.Settings(", "Mine("
     )
     check = "    assert (type(settings.inner), settings.dtype, settings.scale) == (Inner, torch.float64, 0.5)\n"
     check += "    assert settings.on == torch.device('cpu')\n"
     check += "    assert (settings.kind, settings.folder) == (Kind.B, pathlib.Path('elsewhere'))\n"
-    text = "import dataclasses, torch, flatter\n" + text.replace("    weight = torch", check + "    weight = torch", 1)
+    text = "import dataclasses, torch, flatwise\n" + text.replace("    weight = torch", check + "    weight = torch", 1)
     (folder / "typed.py").write_text(text)
     changed = STUDY.format(module="typed") + '[settings]\nkind = "b"\nfolder = "elsewhere"\n'
-    (cell,) = flatter.run_study(parse_study(changed, name="s", source="s.toml"), quiet=True).cells
+    (cell,) = flatwise.run_study(parse_study(changed, name="s", source="s.toml"), quiet=True).cells
     assert cell.comparison.arms[0].n == 2
     shown = cell.comparison.settings
     assert (shown["kind"], shown["folder"], shown["on"], shown["dtype"]) == ("b", "elsewhere", "cpu", "torch.float64")
@@ -215,13 +216,13 @@ def test_settings_may_be_enums_paths_dataclasses_and_what_torch_has(folder):
 
 
 def test_settings_that_are_no_plain_data_are_refused():
-    from flatter.study.subjects import subject_of
+    from flatwise.study.subjects import subject_of
 
-    class Odd(flatter.Settings):
+    class Odd(flatwise.Settings):
         names: frozenset[str] = frozenset({"a"})
 
     odd = Odd(epochs=1, batch_size=1, learning_rate=0.1)
-    task = flatter.Task("odd", "", odd, lambda folder: None, lambda *given: None)
+    task = flatwise.Task("odd", "", odd, lambda folder: None, lambda *given: None)
     with pytest.raises(SettingsError, match="settings of odd must be plain data"):
         subject_of(task, odd)
 
@@ -231,8 +232,8 @@ MARK = "\nimport pathlib; pathlib.Path('imported').write_text('yes')\n"
 
 def test_commands_that_read_import_nothing(folder):
     """What they need is in the store; nothing of the user's is run, and what settings became is remembered."""
-    text = "import dataclasses, torch, flatter\n" + SETTINGS + TASK.partition("import dataclasses, torch, flatter")[2]
-    text = text.replace("flatter.Settings(", "Mine(")
+    text = "import dataclasses, torch, flatwise\n" + SETTINGS + TASK.partition("import dataclasses, torch, flatwise")[2]
+    text = text.replace("flatwise.Settings(", "Mine(")
     (folder / "reading.py").write_text(text)
     study = """
 task = "reading:OWN"
@@ -251,15 +252,15 @@ space.kind = ["a", "b"]
 seeds = 2
 """
     (folder / "s.toml").write_text(study)
-    assert flatter_command(folder, "status", "s.toml")[0] == 0
-    assert flatter_command(folder, "report", "s.toml")[0] == 2
-    status, said = flatter_command(folder, "run", "s.toml", "--quiet")
+    assert flatwise_command(folder, "status", "s.toml")[0] == 0
+    assert flatwise_command(folder, "report", "s.toml")[0] == 2
+    status, said = flatwise_command(folder, "run", "s.toml", "--quiet")
     assert status == 0, said
     page = (folder / "runs" / "s" / "report.html").read_text()
     cell = (folder / "runs" / "s" / "cells" / "reading-own.html").read_text()
     (folder / "reading.py").write_text(text + MARK)
     for command in (("status", "s.toml"), ("report", "s.toml"), ("export", "s.toml")):
-        status, said = flatter_command(folder, *command)
+        status, said = flatwise_command(folder, *command)
         assert status == 0, said
         if command[0] == "status":
             assert "done" in said
@@ -268,7 +269,7 @@ seeds = 2
     assert (folder / "runs" / "s" / "cells" / "reading-own.html").read_text() == cell
     assert len((folder / "runs" / "s" / "export" / "trials.csv").read_text().splitlines()) > 6
     (folder / "s.toml").write_text(study.replace("space.kind", "space.kid"))
-    status, said = flatter_command(folder, "report", "s.toml")
+    status, said = flatwise_command(folder, "report", "s.toml")
     assert (status, said.count("\n")) == (2, 1), said
     assert "nothing to tune called 'kid': did you mean 'kind'" in said
     assert not (folder / "imported").exists()

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from flatter.report.tuning_rows import search_warnings
-from flatter.study.plan import plan_cell
-from flatter.study.search import best, search
+from flatwise.report.tuning_rows import search_warnings
+from flatwise.study.plan import plan_cell
+from flatwise.study.search import best, search
 from studies import TUNED, study
 
 

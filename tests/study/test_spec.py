@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flatter.study.check import check_study
-from flatter.study.spec import Choices, Range, StudyError, Times, parse_study, read_study, read_study_text
+from flatwise.study.check import check_study
+from flatwise.study.spec import Choices, Range, StudyError, Times, parse_study, read_study, read_study_text
 from studies import TUNED, study
 
 
@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said(old, new, message):
         ("quick_tasks:QUICK", "mnist-mpl-3", r"cell 'mnist-mpl-3': there is no task .* did you mean 'mnist-mlp-3'"),
         ("quick_tasks:QUICK", "no_such_module:TASK", r"there is no module 'no_such_module'|no module 'no_such_module'"),
         ("quick_tasks:QUICK", "quick_tasks:TASK", r"the module 'quick_tasks' has no 'TASK'"),
-        ("quick_tasks:QUICK", "quick_tasks:train", r"is a function, not a flatter.Task"),
+        ("quick_tasks:QUICK", "quick_tasks:train", r"is a function, not a flatwise.Task"),
         ('"leap"', '"laep"', r"arm 'laep'.*there is no method 'laep': did you mean 'leap'"),
         ("sigma", "sigam", r"arm 'leap': there is nothing to tune called 'sigam': did you mean 'sigma'"),
         ("[0.5, 0.1, 0.01]", "[0.5, -0.1, 0.01]", r"arm 'leap': Normal: the standard deviation"),

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import flatter
-from flatter.study.records import Record
-from flatter.study.store import Store, StoreError
+import flatwise
+from flatwise.study.records import Record
+from flatwise.study.store import Store, StoreError
 
 
 def record(key, **changes):
@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
     path = tmp_path / "trials.sqlite"
     with Store(path) as store:
         store.put(record("1"))
-        with pytest.raises(StoreError, match="another flatter is writing to"):
+        with pytest.raises(StoreError, match="another flatwise is writing to"):
             Store(path)
         with Store(path, read_only=True) as reader:
             assert "1" in reader
@@ -61,7 +61,7 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
 def test_a_dead_writer_locks_nothing(tmp_path):
     path = tmp_path / "trials.sqlite"
     code = (
-        "import os; from pathlib import Path; from flatter.study.store import Store; "
+        "import os; from pathlib import Path; from flatwise.study.store import Store; "
         f"Store(Path({str(path)!r})); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
@@ -143,18 +143,18 @@ def test_a_store_in_a_read_only_folder_can_be_read(read_only):
 
 def test_a_finished_comparison_in_a_read_only_folder_is_shown_again(read_only, capsys):
     folder, close = read_only
-    first = flatter.compare(quick, ["leap"], 2, out=folder, quiet=True)
+    first = flatwise.compare(quick, ["leap"], 2, out=folder, quiet=True)
     assert (folder / "report.html").is_file()
     (folder / "report.html").unlink()
     close()
-    again = flatter.compare(quick, ["leap"], 2, out=folder)
+    again = flatwise.compare(quick, ["leap"], 2, out=folder)
     assert [arm.mean for arm in again.arms] == [arm.mean for arm in first.arms]
     printed, said = capsys.readouterr()
     assert "Does it help?" in printed
     assert "4 of 4 trials reused" in said
     assert "No report was written: cannot write" in said
     with pytest.raises(StoreError, match="cannot use"):  # before a trial is run for nothing
-        flatter.compare(quick, ["leap"], 3, out=folder, quiet=True)
+        flatwise.compare(quick, ["leap"], 3, out=folder, quiet=True)
 
 
 def quick(trial):
@@ -186,9 +186,9 @@ def test_a_newer_store_is_refused(tmp_path):
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match="written by a newer flatter"):
+    with pytest.raises(StoreError, match="written by a newer flatwise"):
         Store(path)
-    with pytest.raises(StoreError, match="written by a newer flatter"):
+    with pytest.raises(StoreError, match="written by a newer flatwise"):
         Store(path, read_only=True)
 
 

@@ -7,16 +7,16 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from flatter.study.arms import Arm
-from flatter.study.driver import drive
-from flatter.study.executors import LocalExecutor, Lost
-from flatter.study.results import study_results, study_status
-from flatter.study.runner import TrialSpec, run_trial
-from flatter.study.spec import StudyError
-from flatter.study.store import SCHEMA, Store, StoreError
-from flatter.study.subjects import subject_of
-from flatter.study.tasks import get_task
-from flatter.study.work import Work
+from flatwise.study.arms import Arm
+from flatwise.study.driver import drive
+from flatwise.study.executors import LocalExecutor, Lost
+from flatwise.study.registry import get_task
+from flatwise.study.results import study_results, study_status
+from flatwise.study.runner import TrialSpec, run_trial
+from flatwise.study.spec import StudyError
+from flatwise.study.store import SCHEMA, Store, StoreError
+from flatwise.study.subjects import subject_of
+from flatwise.study.work import Work
 from studies import TUNED, Quiet, outcome, study
 
 
@@ -208,7 +208,7 @@ def test_a_record_says_what_ran(finished):
     assert record.seconds > 0
     assert record.memory["resident"] > 10**7
     assert record.environment["platform"]
-    assert set(record.versions) == {"flatter", "torch", "python"}
+    assert set(record.versions) == {"flatwise", "torch", "python"}
     assert store.get(record.key) == record
 
 

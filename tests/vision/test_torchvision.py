@@ -4,14 +4,14 @@ import pytest
 import torch
 import torchvision
 
-import flatter
+import flatwise
 
 METHODS = {
-    "leap": flatter.leap(0.3),
-    "lr_dropout": flatter.lr_dropout(0.5),
-    "alrao": flatter.alrao(1e-2, 10),
-    "ralr": flatter.ralr(p=1.0),
-    "leap and ralr": [flatter.leap(0.3), flatter.ralr(p=1.0)],
+    "leap": flatwise.leap(0.3),
+    "lr_dropout": flatwise.lr_dropout(0.5),
+    "alrao": flatwise.alrao(1e-2, 10),
+    "ralr": flatwise.ralr(p=1.0),
+    "leap and ralr": [flatwise.leap(0.3), flatwise.ralr(p=1.0)],
 }
 NETWORKS = {
     "resnet18": lambda: torchvision.models.resnet18(num_classes=10),
@@ -39,7 +39,7 @@ def gradients(name, model):
 def test_every_parameter_moves_by_its_factors(name, method):
     noisy, plain = network(name), network(name)
     optimizer = torch.optim.SGD(noisy.named_parameters(), lr=0.05)
-    handle = flatter.perturb(optimizer, METHODS[method], seed=3, steps_per_epoch=2)
+    handle = flatwise.perturb(optimizer, METHODS[method], seed=3, steps_per_epoch=2)
     twin = torch.optim.SGD(plain.parameters(), lr=0.05)
     gradients(name, noisy)
     gradients(name, plain)
@@ -59,9 +59,11 @@ def test_every_parameter_moves_by_its_factors(name, method):
 def test_the_fused_step_is_the_generic_one(optimizer):
     pytest.importorskip("numba")
     fused, generic = network("resnet18"), network("resnet18")
-    ours = getattr(flatter.optim, optimizer)(fused.named_parameters(), lr=1e-3, perturbation=flatter.leap(0.3), seed=3)
+    ours = getattr(flatwise.optim, optimizer)(
+        fused.named_parameters(), lr=1e-3, perturbation=flatwise.leap(0.3), seed=3
+    )
     theirs = getattr(torch.optim, optimizer)(generic.named_parameters(), lr=1e-3)
-    flatter.perturb(theirs, flatter.leap(0.3), seed=3)
+    flatwise.perturb(theirs, flatwise.leap(0.3), seed=3)
     for _ in range(2):
         ours.zero_grad()
         gradients("resnet18", fused)

@@ -1,5 +1,0 @@
-"""``python -m flatter``: the command line."""
-
-from flatter.cli import main
-
-main()

@@ -1,5 +1,0 @@
-"""``python -m flatter.cli``."""
-
-from flatter.cli import main
-
-main()

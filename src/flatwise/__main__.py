@@ -1,0 +1,5 @@
+"""``python -m flatwise``: the command line."""
+
+from flatwise.cli import main
+
+main()

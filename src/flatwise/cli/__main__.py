@@ -1,0 +1,5 @@
+"""``python -m flatwise.cli``."""
+
+from flatwise.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""Loss against perturbations of the inputs (peak-LR paper, section 6.2).
+
+Arguments, several models and several data sets, and what is an outcome or an error: as in
+:mod:`flatwise.flatness.weight_paths`. Inputs are floating-point tensors of one shape; a batch is a pair ``(inputs,
+targets)``, or with a :class:`flatwise.flatness.BatchLoss` any tuple or list that starts with the inputs, or the inputs
+alone. Batches are never written to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from flatwise.flatness.batches import Batches
+from flatwise.flatness.compared import Comparison, Models, Progress, counter
+from flatwise.flatness.curves import LossCurve, LossCurves, checked_distances
+from flatwise.flatness.errors import FlatnessError, checked_count
+from flatwise.flatness.guard import Mode
+from flatwise.flatness.inputs import Direction, first_tensor, shifting, unit_noise
+from flatwise.flatness.objective import Loss
+from flatwise.flatness.random_state import RandomState
+
+# So many distances between inputs are held at once (64 MiB in float32).
+DISTANCES = 1 << 24
+
+
+def input_noise_paths(
+    model: Models,
+    loss: Loss,
+    data: Any,
+    *,
+    directions: int = 10,
+    distances: Iterable[float] | None = None,
+    seed: int = 0,
+    max_batches: int | None = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> LossCurves:
+    """Loss against input noise of norm 1: each direction, and their mean.
+
+    ``mean over x of L(w; x + α x_noise)``, with ``x_noise`` normal, normalised to ``‖x_noise‖ = 1``. The paper does not
+    say whether each sample has noise of its own; its figure draws a line per "random noise direction", so here a
+    direction is one noise tensor of a sample's shape, added to every sample. ``curve().losses`` has a row for each,
+    ``curve().mean`` is the ensemble mean. All models and data sets have the same directions.
+
+    Args:
+        directions: how many. Default: 10.
+        distances: α, in the units of the inputs as the model sees them; default: 11 from 0 to the mean norm of the
+            inputs of the first data set. (With n features, noise of norm α changes each by about α/√n.)
+        seed: of the noise, which comes from a generator of its own.
+        progress: called after each loss as ``progress(losses so far, all losses)``.
+
+    Raises:
+        FlatnessError: bad input; inputs that are no floating-point tensors of one shape.
+    """
+    checked_count("directions", directions)
+    chosen = None if distances is None else checked_distances(distances)
+    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    step = counter(progress, len(compared.pairs) * directions * (11 if chosen is None else len(chosen)))
+    curves = []
+    for name, one in compared.pairs:
+        with shifting(compared, name, one) as (objective, shifted):
+            center = shifted.center(objective)
+            if chosen is None:
+                chosen = tuple((shifted.mean_norm or 1.0) * index / 10 for index in range(11))
+            assert shifted.shape is not None
+            along = [_constant(noise) for noise in unit_noise(shifted.shape, directions, seed)]
+            losses = shifted.losses(objective, center, along, chosen, step)
+        curves.append(LossCurve(name, one, center, losses))
+    assert chosen is not None
+    return LossCurves(chosen, tuple(curves))
+
+
+def validation_paths(
+    model: Models,
+    loss: Loss,
+    data: Any,
+    validation: Any,
+    *,
+    nearest: int = 10,
+    trials: int = 10,
+    fractions: Iterable[float] | None = None,
+    seed: int = 0,
+    max_batches: int | None = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> LossCurves:
+    """Loss on the way from each training input to one of its ten nearest validation inputs.
+
+    ``mean over x_train of L(w; x_train + α (x_val − x_train))``; in each trial, ``x_val`` is drawn for each ``x_train``
+    from its ten nearest. α is a fraction of the way, not a distance: at 1 every input is a validation input. The paper
+    leaves open what "closest" means and which label is used: here, Euclidean distance between the inputs as the model
+    sees them, whatever their classes, and the label of ``x_train``. So at α = 1 the loss also counts neighbours of
+    another class as errors.
+
+    Args:
+        validation: the validation inputs, in the form of ``data`` (targets are passed over), or a tensor of them. All
+            are held in memory.
+        nearest: from how many neighbours to draw. Default: 10.
+        trials: how many times; a row of ``losses`` for each. Default: 10.
+        fractions: α; default: 11 from 0 to 1. They are the ``distances`` of the result.
+        seed: of the draws, which come from a generator of their own.
+        max_batches: use only the first so many batches of each data set and of ``validation``; default: all.
+        progress: called after each loss as ``progress(losses so far, all losses)``.
+
+    Raises:
+        FlatnessError: bad input; fewer validation inputs than ``nearest``; inputs of different shapes.
+    """
+    checked_count("nearest", nearest)
+    checked_count("trials", trials)
+    chosen = (
+        tuple(index / 10 for index in range(11)) if fractions is None else checked_distances(fractions, "fractions")
+    )
+    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    candidates = _inputs(validation, compared)
+    if len(candidates) < nearest:
+        raise FlatnessError(f"nearest is {nearest}, but there are only {len(candidates)} validation inputs")
+    step = counter(progress, len(compared.pairs) * trials * len(chosen))
+    curves = []
+    for name, one in compared.pairs:
+        with shifting(compared, name, one) as (objective, shifted):
+            neighbours = _Neighbours(candidates.to(objective.device), nearest)
+            center = shifted.center(objective, neighbours.find)
+            generator = torch.Generator().manual_seed(seed)
+            along = (neighbours.towards_one(generator) for _ in range(trials))
+            losses = shifted.losses(objective, center, along, chosen, step)
+        curves.append(LossCurve(name, one, center, losses))
+    return LossCurves(chosen, tuple(curves))
+
+
+def _constant(noise: torch.Tensor) -> Direction:
+    return lambda number, inputs: noise.to(inputs)
+
+
+class _Neighbours:
+    """The nearest candidates of all inputs, batch by batch."""
+
+    def __init__(self, candidates: torch.Tensor, count: int) -> None:
+        self._candidates = candidates
+        self._count = count
+        self._found: list[torch.Tensor] = []  # for each batch, indices of candidates, shape (samples, count)
+
+    def find(self, inputs: torch.Tensor) -> None:
+        """Find the neighbours of the next batch's inputs."""
+        if inputs.shape[1:] != self._candidates.shape[1:]:
+            raise FlatnessError(
+                f"validation inputs have shape {tuple(self._candidates.shape[1:])}, but the data's "
+                f"{tuple(inputs.shape[1:])}"
+            )
+        dtype = torch.promote_types(inputs.dtype, torch.float32)
+        candidates = self._candidates.reshape(len(self._candidates), -1).to(dtype)
+        rows = max(1, DISTANCES // len(candidates))
+        found = [
+            torch.cdist(some, candidates).topk(self._count, dim=1, largest=False).indices
+            for some in torch.split(inputs.reshape(len(inputs), -1).to(dtype), rows)
+        ]
+        self._found.append(torch.cat(found))
+
+    def towards_one(self, generator: torch.Generator) -> Direction:
+        """From each input to one of its neighbours, drawn now."""
+        drawn = []
+        for indices in self._found:
+            columns = torch.randint(0, self._count, (len(indices), 1), generator=generator, device="cpu")
+            drawn.append(indices.gather(1, columns.to(indices.device)).flatten())
+        return lambda number, inputs: self._candidates[drawn[number]].to(inputs) - inputs
+
+
+def _inputs(validation: Any, compared: Comparison) -> torch.Tensor:
+    """All validation inputs, shape (n, ...), on the CPU. The random states are put back."""
+    random = RandomState.capture((), validation)
+    parts: list[torch.Tensor] = []
+    try:
+        with torch.inference_mode(False):
+            batches = Batches.of(validation, compared.max_batches, torch.device("cpu"), compared.dtype, random)
+            for number, batch in batches:
+                try:
+                    parts.append(first_tensor(batch).detach())
+                except FlatnessError as error:
+                    raise FlatnessError(f"validation batch {number}: {error}") from None
+                if parts[-1].shape[1:] != parts[0].shape[1:]:
+                    raise FlatnessError(
+                        f"validation batch {number}: samples have shape {tuple(parts[-1].shape[1:])} after "
+                        f"{tuple(parts[0].shape[1:])}"
+                    )
+    finally:
+        random.restore()
+    if not parts:
+        raise FlatnessError("the validation data are empty: the loader gave no batch")
+    return torch.cat(parts)

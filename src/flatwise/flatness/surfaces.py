@@ -1,0 +1,241 @@
+"""Loss surfaces: the loss over a plane in the space of the weights.
+
+Arguments, several models and several data sets, and what is an outcome or an error: as in
+:mod:`flatwise.flatness.weight_paths`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from flatwise.flatness.compared import Comparison, Models, Progress, counter
+from flatwise.flatness.curvature import top_eigenvalues
+from flatwise.flatness.curves import checked_distances, pick, symmetric
+from flatwise.flatness.directions import (
+    Directions,
+    Normalization,
+    Selection,
+    given_directions,
+    random_directions,
+    selected,
+)
+from flatwise.flatness.errors import FlatnessError
+from flatwise.flatness.guard import Mode
+from flatwise.flatness.kernels import Autocast
+from flatwise.flatness.objective import Loss
+from flatwise.flatness.vectors import Weights, norm, own_weights, unit, weights_vector
+
+# Directions whose angle has a smaller sine span no plane.
+PARALLEL = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class LossGrid:
+    """The losses of one model over one data set, on the grid.
+
+    Attributes:
+        model, data: their names.
+        center: the loss of the model as it is.
+        losses: a row for each y, the loss at each x in it. Infinite or NaN where it is.
+    """
+
+    model: str
+    data: str
+    center: float
+    losses: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LossSurface:
+    """The losses of models over data sets on the same grid.
+
+    Attributes:
+        xs, ys: coordinates of the grid, in the units that the function which measured them says.
+        grids: one for every model with every data set.
+        points: models that lie in the plane, as (x, y), by name.
+    """
+
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    grids: tuple[LossGrid, ...]
+    points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def grid(self, model: str | None = None, data: str | None = None) -> LossGrid:
+        """The grid of one model over one data set; what there is only one of need not be named.
+
+        Raises:
+            FlatnessError: there is none, or several.
+        """
+        return pick(self.grids, model, data)
+
+
+def loss_surface(
+    model: Models,
+    loss: Loss,
+    data: Any,
+    directions: Literal["random", "eigenvectors"] | Sequence[Weights] = "random",
+    *,
+    xs: Iterable[float] | None = None,
+    ys: Iterable[float] | None = None,
+    normalize: Normalization = "filter",
+    parameters: Selection = "all",
+    seed: int = 0,
+    max_batches: int | None = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> LossSurface:
+    """The loss ``L(w + x d₁ + y d₂)`` around each model's own weights.
+
+    Args:
+        directions: ``"random"`` (the default): two random directions, as in Li et al. 2018. ``"eigenvectors"``: those
+            of the two largest eigenvalues of the (first) model's Hessian over the (first) data set, of norm 1. Or two
+            directions, each in one of the forms that :func:`flatwise.flatness.weight_path` takes, or a tensor of shape
+            ``(2, size)``; they are used as they are, not normalised.
+        xs, ys: coordinates; default: 11 from −1 to 1 each. A grid costs a pass over the data at every point.
+        normalize: of random directions: ``"filter"`` (the default; coordinates are relative to the weights) or
+            ``"unit"``, as for :func:`flatwise.flatness.random_weight_paths`. Several models have the same draws.
+        parameters: which ones random directions move, likewise.
+        seed: of the random directions, from a generator of their own, and of the eigenvalue iteration.
+        progress: called after each loss as ``progress(losses so far, all losses)``; the eigenvectors come before that.
+
+    Raises:
+        FlatnessError: bad input; directions that are 0 or parallel; eigenvectors that did not converge.
+    """
+    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared.check_same_parameters()
+    across = symmetric(1.0, 5) if xs is None else checked_distances(xs, "xs")
+    up = symmetric(1.0, 5) if ys is None else checked_distances(ys, "ys")
+    if not isinstance(directions, str) or directions == "eigenvectors":
+        if normalize != "filter" or parameters != "all":
+            raise FlatnessError("normalize and parameters are about random directions: leave them out with others")
+        vectors = _top_two(compared, seed) if isinstance(directions, str) else _given(compared.first, directions)
+        along = given_directions(vectors)
+    elif directions == "random":
+        along = random_directions(2, seed, normalize, selected(compared.first, parameters))
+    else:
+        raise FlatnessError(f"directions must be 'random', 'eigenvectors' or two directions; got {directions!r}")
+    step = counter(progress, len(compared.pairs) * len(across) * len(up))
+    return LossSurface(across, up, _grids(compared, along, across, up, step))
+
+
+def plane_surface(
+    models: Mapping[str, nn.Module],
+    loss: Loss,
+    data: Any,
+    *,
+    xs: Iterable[float] | None = None,
+    ys: Iterable[float] | None = None,
+    max_batches: int | None = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> LossSurface:
+    """The loss over the plane through the weights of three models (Garipov et al. 2018).
+
+    The first model is at (0, 0), the second at (x, 0) with x > 0, the third at (x, y) with y > 0; coordinates are
+    Euclidean distances. The loss is that of the first model with other weights: its buffers, such as BatchNorm's
+    statistics, stay, and fit the other two worse; ``mode="train"`` takes each batch's own.
+
+    Args:
+        models: three models by name, with the same parameters.
+        data: one data set, or several by name.
+        xs, ys: coordinates; default: 11 each, over the three models and a quarter of their extent around them.
+        progress: called after each loss as ``progress(losses so far, all losses)``.
+
+    Returns:
+        Grids under the first model's name; all three are in ``points``.
+
+    Raises:
+        FlatnessError: bad input; not three models, or models on one line.
+    """
+    if not isinstance(models, Mapping) or len(models) != 3:
+        raise FlatnessError("a plane is spanned by three models: give a mapping of three names to models")
+    three = Comparison.of(models, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    three.check_same_parameters()
+    a, b, c = (own_weights(one) for one in three.models.values())
+    b, c = b.to(a) - a, c.to(a) - a
+    x_axis = unit(b, "the difference between the first two models")
+    x_c = float(x_axis @ c)
+    rest = c - x_c * x_axis
+    if norm(rest) <= PARALLEL * max(norm(b), norm(c)):
+        raise FlatnessError("the three models are on one line: they span no plane")
+    y_axis = unit(rest, "the plane")
+    corners = {"x": (0.0, norm(b), x_c), "y": (0.0, 0.0, norm(rest))}
+    across = _margin(corners["x"]) if xs is None else checked_distances(xs, "xs")
+    up = _margin(corners["y"]) if ys is None else checked_distances(ys, "ys")
+    name = next(iter(models))
+    step = counter(progress, len(three.data) * len(across) * len(up))
+    grids = _grids(three.alone(name), given_directions([x_axis, y_axis]), across, up, step)
+    points = zip(corners["x"], corners["y"], strict=True)
+    return LossSurface(across, up, grids, dict(zip(models, points, strict=True)))
+
+
+def _grids(
+    compared: Comparison,
+    directions: Directions,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    step: Callable[[], None],
+) -> tuple[LossGrid, ...]:
+    grids = []
+    for name, one in compared.pairs:
+        with compared.measuring(name, one) as objective:
+            center, own = objective.loss(), objective.vector()
+            first, second = directions(objective)
+            rows = []
+            for y in ys:
+                row = []
+                for x in xs:
+                    at = own.add(first, alpha=x).add_(second, alpha=y)
+                    row.append(center if x == y == 0 else objective.loss(at))
+                    step()
+                rows.append(tuple(row))
+        grids.append(LossGrid(name, one, center, tuple(rows)))
+    return tuple(grids)
+
+
+def _top_two(compared: Comparison, seed: int) -> list[torch.Tensor]:
+    first_set = next(iter(compared.data))
+    # Products under autocast have two digits, which do for directions.
+    cast = Autocast.capture({"cpu", *(p.device.type for p in compared.first.parameters())}).dtypes
+    found = top_eigenvalues(
+        compared.first,
+        compared.loss,
+        compared.data[first_set],
+        2,
+        vectors=True,
+        tol=5e-2 if cast else 1e-3,
+        seed=seed,
+        max_batches=compared.max_batches,
+        mode=compared.mode,
+        dtype=compared.dtype,
+    )
+    if not found.converged or found.vectors is None:
+        raise FlatnessError(
+            "the two largest eigenvalues did not converge: compute them by top_eigenvalues(..., 2, vectors=True) with "
+            "more max_iter, or dtype=torch.float64, and give its vectors"
+        )
+    return list(found.vectors)
+
+
+def _given(model: nn.Module, directions: Sequence[Weights]) -> list[torch.Tensor]:
+    vectors = [weights_vector(model, one, f"direction {index}") for index, one in enumerate(directions)]
+    if len(vectors) != 2:
+        raise FlatnessError(f"a surface has two directions; got {len(vectors)}")
+    first, second = (unit(vector, f"direction {index}") for index, vector in enumerate(vectors))
+    if norm(second - (first @ second) * first) <= PARALLEL:
+        raise FlatnessError("the two directions of a surface are parallel: they span no plane")
+    return vectors
+
+
+def _margin(values: Sequence[float]) -> tuple[float, ...]:
+    """11 coordinates over the values and a quarter of their extent around them."""
+    low, high = min(values), max(values)
+    low, high = low - (high - low) / 4, high + (high - low) / 4
+    return tuple(low + (high - low) * index / 10 for index in range(11))

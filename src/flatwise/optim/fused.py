@@ -1,0 +1,246 @@
+"""What the fused optimizers share: torch's optimizer with the noise drawn inside its update."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from flatwise.attach.factors import Factors, Stream
+from flatwise.attach.handle import Handle, handle_of, perturb
+from flatwise.attach.noisy_step import NoisyStep
+from flatwise.optim.launch import Footprint, Settings, Update, local
+from flatwise.optim.plans import Plan, make_plan, objection
+from flatwise.perturbation import Perturbation
+
+Perturbations = Perturbation | Sequence[Perturbation]
+
+
+def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch's wrapper of a step, which calls its hooks and names it to the profiler, with a short cut past most of it.
+
+    Where only our own hooks listen, the two are called directly: torch's wrapper takes longer than the kernel of a
+    small model.
+    """
+    wrapped = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def hooked(self: Fused, *args: Any, **kwargs: Any) -> Any:
+        handle = self.handle
+        if handle is None or handle.in_step or not _listens_alone(self):
+            return wrapped(self, *args, **kwargs)
+        changed = handle.before_step(self, (self, *args), kwargs)
+        if changed is not None:
+            (_, *args), kwargs = changed  # type: ignore[assignment]
+        result = step(self, *args, **kwargs)
+        handle.after_step(self, (self, *args), kwargs)
+        return result
+
+    hooked.hooked = True  # type: ignore[attr-defined]  # torch wraps a step that does not say so
+    return hooked
+
+
+def _listens_alone(optimizer: Optimizer) -> bool:
+    """Whether the hooks of the attached handle, one before and one after, are all that a step has to tell."""
+    return not (
+        torch.compiler.is_compiling()  # first: when tracing, the rest is not asked
+        or len(optimizer._optimizer_step_pre_hooks) > 1
+        or len(optimizer._optimizer_step_post_hooks) > 1
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+        or torch.autograd.profiler._is_profiler_enabled
+    )
+
+
+class Fused(Optimizer):
+    """Base of the fused optimizers, each of which also derives from its torch parent.
+
+    Without a perturbation torch's own step runs. With one, the step of :class:`FusedStep`.
+    """
+
+    _noisy: FusedStep | None = None
+    _overridden: str | None = None
+    _kernel: str
+
+    def _attach(
+        self,
+        perturbation: Perturbations | None,
+        seed: int | None,
+        stream: int | None,
+        steps_per_epoch: int | None,
+        epochs: int | None,
+    ) -> None:
+        """The end of every constructor: attaches the perturbation, if one is given."""
+        if perturbation is not None:
+            perturb(self, perturbation, seed=seed, stream=stream, steps_per_epoch=steps_per_epoch, epochs=epochs)
+        elif (seed, stream, steps_per_epoch, epochs) != (None, None, None, None):
+            raise ValueError(
+                "seed, stream, steps_per_epoch and epochs are the perturbation's: give perturbation= with them"
+            )
+
+    @property
+    def handle(self) -> Handle | None:
+        """The handle of the perturbation, as :func:`flatwise.perturb` gives it; ``None`` without one."""
+        return handle_of(self)
+
+    @property
+    def fallback(self) -> str | None:
+        """Why the last perturbed step was not fused but torch's own, scaled afterwards; ``None`` if it was fused."""
+        return self._overridden if self._noisy is None else self._noisy.fallback
+
+    @_hooked
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Takes one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss; optional.
+        """
+        noisy = self._noisy
+        if noisy is None or not noisy.running:
+            return self._torch_step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Kernels cannot be traced: under torch.compile they run outside the graph, as the hooks do.
+        update = noisy.update
+        if torch.compiler.is_compiling():
+            update = torch.compiler.disable(update)  # type: ignore[no-untyped-call]
+        if not update():
+            self._torch_step()
+        return loss
+
+    def noisy_step(self, factors: Factors) -> NoisyStep:
+        """How a perturbation acts on this optimizer; asked by :func:`flatwise.perturb`."""
+        if type(self).step is not Fused.step:
+            # What a subclass does before and after torch's update is part of the step, and scaled with it.
+            if self._overridden is None and factors.has_fine:
+                self._overridden = f"{type(self).__name__} has a step of its own"
+                _warn_of_fallback(self, self._overridden, stacklevel=5)
+            return NoisyStep(self, factors, moves_all=True)
+        self._noisy = FusedStep(self, factors)
+        return self._noisy
+
+    def _torch_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The torch parent's step, without its hooks: ours has called them."""
+        raise NotImplementedError
+
+    def _settings(self, group: dict[str, Any]) -> Settings:
+        """A group's settings, in the order that the kernel knows."""
+        raise NotImplementedError
+
+    def _update(self, group: dict[str, Any]) -> Update:
+        """A group's update, its states made as torch makes them."""
+        raise NotImplementedError
+
+
+def _warn_of_fallback(optimizer: Fused, reason: str, *, stacklevel: int) -> None:
+    warnings.warn(
+        f"{type(optimizer).__name__} runs torch's own step and scales it afterwards, which is slower: {reason}",
+        stacklevel=stacklevel,
+    )
+
+
+def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A torch optimizer's ``step`` without the hooks that torch wraps around it when one is first made."""
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
+
+
+class FusedStep(NoisyStep):
+    """A noisy step whose per-element factors are drawn in registers, inside the update, with no copy of anything.
+
+    Rates are noisy for the length of the step, as always. Where the kernels cannot do the rest, torch's own step runs
+    and is scaled afterwards as on any optimizer, with a warning that says why.
+
+    Attributes:
+        fallback: why the last step was not fused, or ``None``.
+    """
+
+    def __init__(self, optimizer: Fused, factors: Factors) -> None:
+        super().__init__(optimizer, factors)
+        self._fused = optimizer
+        self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
+        self.fallback: str | None = None
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._plans = {}
+
+    def _copy(self, step: int, *, every: bool) -> None:
+        """Nothing yet: whether a copy is needed is known when the gradients are, and a closure may still make them."""
+
+    def update(self) -> bool:
+        """Updates the parameters with their factors; ``False`` if torch's step has to."""
+        seed, step = self._now
+        fine = self._factors.fine(step)
+        if not fine:
+            return False
+        reason = self._fuse(fine, seed, step)
+        if reason is not None:
+            if reason != self.fallback:
+                _warn_of_fallback(self._fused, reason, stacklevel=6)  # past step, its hooks and its guard
+            super()._copy(step, every=False)
+        self.fallback = reason
+        return reason is None
+
+    def _fuse(self, fine: list[Stream], seed: int, step: int) -> str | None:
+        """Does the fused update of all groups, or says why it did nothing."""
+        stream, perturbation = fine[0]
+        form = perturbation.distribution.kernel_form
+        if len(fine) > 1:
+            return "several perturbations are finer than a parameter group, and a kernel draws one"
+        if perturbation.scope != "element" or form is None:
+            name = type(perturbation.distribution).__name__
+            return f"the kernels draw Normal, Uniform and Bernoulli per element, not {name} per {perturbation.scope}"
+        groups = self._fused.param_groups
+        for group in groups:
+            if group.get("foreach") or group.get("fused") is False:
+                return "foreach=True or fused=False asks for torch's own"
+        own = vars(self._fused)
+        if own.get("grad_scale") is not None or own.get("found_inf") is not None:
+            return "a GradScaler leaves the gradients' scale to torch's fused step; use fused=None"
+        settings = [self._fused._settings(group) for group in groups]
+        grads = [self._known_gradients(index, settings[index]) for index in range(len(groups))]
+        unknown = {index: self._fused._update(groups[index]) for index, of in enumerate(grads) if of is None}
+        for update in unknown.values():  # all before any is done: a step is fused as a whole or not at all
+            if (reason := objection(update, self._fused._kernel, form)) is not None:
+                return reason
+        for index, update in unknown.items():
+            fresh = _start(update)
+            units = self._factors.units(update.params)
+            plan = make_plan(update, fresh, units, self._fused._kernel, form, stream)  # may compile, for seconds
+            for position, is_new in enumerate(fresh):
+                if is_new:  # only now: an interrupted first step must find no momentum when it is made again
+                    self._fused.state[update.params[position]][update.first_state] = update.states[0][position]
+            self._plans[index] = Footprint(self._fused, groups[index], update), plan
+            grads[index] = local(update.grads)
+        tick = self._factors.calendar.tick(perturbation, step)
+        for index, (_, numbers) in enumerate(settings):
+            self._plans[index][1].run(grads[index] or [], numbers, seed, tick)
+        return None
+
+    def _known_gradients(self, index: int, settings: Settings) -> list[Tensor] | None:
+        """The gradients of a group that is as its plan knows it; a plan that does not fit is thrown away."""
+        if index not in self._plans:
+            return None
+        footprint, _ = self._plans[index]
+        grads = footprint.gradients(self._fused.param_groups[index], settings)
+        if grads is None:
+            del self._plans[index]
+        return grads
+
+
+def _start(update: Update) -> list[bool]:
+    """Puts momenta of −0, to which the first gradient is added, where none exist yet; says for which parameters."""
+    first = update.states[0] if update.states else []
+    fresh = [state is None for state in first] or [False] * len(update.params)
+    for position, param in enumerate(update.params):
+        if fresh[position]:
+            first[position] = torch.zeros_like(param, memory_format=torch.preserve_format).neg_()
+    return fresh

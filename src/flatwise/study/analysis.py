@@ -1,0 +1,248 @@
+"""From records to a comparison: pairing by seed, and the statistics of every pair of arms."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from statistics import fmean, median, stdev
+
+import numpy as np
+
+from flatwise.stats import Better, Judgement, Verdict
+from flatwise.study.arms import VANILLA, Arm, judge_arms
+from flatwise.study.comparison import ArmSummary, Comparison, Subject
+from flatwise.study.flatness import FlatnessSettings
+from flatwise.study.flatness_analysis import summarise_flatness
+from flatwise.study.machine import versions
+from flatwise.study.records import JudgedArm, Look, Record
+from flatwise.study.runner import TrialSpec
+from flatwise.study.store import Store
+
+
+def analyse(
+    subject: Subject,
+    records: Sequence[Record],
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    *,
+    level: float = 0.05,
+    flatness: FlatnessSettings | None = None,
+    store: Store | None = None,
+) -> Comparison:
+    """Compare arms by the final epoch's metric, paired by seed.
+
+    The methods against vanilla are one family of tests; a method and its control, and that control and vanilla, are
+    tested behind the method's verdict: see :func:`judge_arms`. Methods that the store has judged on this subject before
+    stay in the family.
+
+    Nothing is tested where seeds are not independent (two trainings of an arm are the same in all metrics of all
+    epochs), or where the epochs of two arms differ in number.
+
+    Args:
+        subject: what was trained and is judged.
+        records: one per arm and seed.
+        arms: the arms, vanilla first.
+        seeds: the seeds, in the order of the pairs.
+        level: family-wise level of the tests; default 0.05.
+        flatness: the settings by which the final models' flatness was measured; default: it was not.
+        store: the store, which remembers the comparisons judged before; default: none.
+    """
+    metric, better = subject.metric, subject.better
+    by_trial = {(record.arm, record.seed): record for record in records}
+    of_arm = {arm.name: [by_trial[arm.name, seed] for seed in seeds] for arm in arms}
+    looks = [] if store is None else store.looks(subject.family)
+    others, of_others, absent = ([], {}, []) if store is None else _earlier(looks, arms, seeds, store)
+    everything, of_all = [*arms, *others], {**of_arm, **of_others}
+    # A failed trial is NaN, which makes the pair's verdict "failed".
+    final = {name: [record.final(metric) for record in own] for name, own in of_all.items()}
+    repeats = {name: repeated_seeds(own) for name, own in of_all.items()}
+    barred = _barred(everything, of_all, repeats)
+    helps, noise = judge_arms(final, everything, better=better, level=level, barred=barred, absent=len(absent))
+    summaries = tuple(
+        _summary(arm, of_arm, metric, better, helps.get(arm.name), noise.get(arm.name), repeats[arm.name])
+        for arm in arms
+    )
+    return Comparison(
+        task=subject.name,
+        metric=metric,
+        unit=subject.unit,
+        better=better,
+        level=level,
+        seeds=tuple(seeds),
+        settings=dict(subject.settings),
+        arms=summaries,
+        records=tuple(records),
+        flatness=None if flatness is None else summarise_flatness(of_arm, arms, final, flatness, level, barred),
+        earlier_arms=tuple([arm.description for arm in others if not arm.is_control] + absent),
+        earlier_seeds=tuple(dict.fromkeys(look.seeds for look in looks if set(look.seeds) != set(seeds))),
+    )
+
+
+def look_of(specs: Sequence[TrialSpec], arms: Sequence[Arm], seeds: Sequence[int]) -> Look:
+    """What a store remembers of a comparison that was judged."""
+    keys: dict[str, dict[int, str]] = {arm.name: {} for arm in arms}
+    for spec in specs:
+        if spec.seed in seeds:
+            keys[spec.arm.name][spec.seed] = spec.key
+    return Look(
+        seeds=tuple(seeds),
+        arms=tuple(
+            JudgedArm(arm.name, arm.control, arm.is_control, _identity(arm), keys[arm.name])
+            for arm in arms
+            if arm.name != VANILLA
+        ),
+    )
+
+
+def _identity(arm: Arm) -> str:
+    return json.dumps([arm.to_dict(), dict(arm.settings)], sort_keys=True)
+
+
+def _earlier(
+    looks: Sequence[Look], arms: Sequence[Arm], seeds: Sequence[int], store: Store
+) -> tuple[list[Arm], dict[str, list[Record]], list[str]]:
+    """Methods that were judged before and are not asked for now.
+
+    Returns:
+        As arms, under names that no other arm has, and their records; and the names of those that have no records of
+        these seeds and versions.
+    """
+    known = {_identity(arm) for arm in arms}
+    found: list[Arm] = []
+    records: dict[str, list[Record]] = {}
+    absent: list[str] = []
+    for look in reversed(looks):
+        controls = {arm.name: arm for arm in look.arms if arm.is_control}
+        for arm in look.arms:
+            if arm.is_control or arm.identity in known:
+                continue
+            known.add(arm.identity)
+            own = _records(arm, seeds, store)
+            if own is None:
+                absent.append(arm.name)
+                continue
+            name = f"\n{len(found)}"
+            control = controls.get(arm.control or "")
+            of_control = None if control is None else _records(control, seeds, store)
+            if of_control is not None:
+                found.append(Arm(f"{name} (control)", is_control=True))
+                records[found[-1].name] = of_control
+            found.append(Arm(name, description=arm.name, control=None if of_control is None else f"{name} (control)"))
+            records[name] = own
+    return found, records, absent
+
+
+def _records(arm: JudgedArm, seeds: Sequence[int], store: Store) -> list[Record] | None:
+    found = [store.get(arm.keys.get(seed, "")) for seed in seeds]
+    whole = [record for record in found if record is not None and record.versions == versions()]
+    return whole if len(whole) == len(found) else None
+
+
+def _barred(
+    arms: Sequence[Arm], of_arm: Mapping[str, Sequence[Record]], repeats: Mapping[str, Sequence[int]]
+) -> dict[tuple[str, str], Verdict]:
+    barred: dict[tuple[str, str], Verdict] = {}
+    for arm in arms:
+        for baseline in {VANILLA, arm.control or VANILLA} - {arm.name}:
+            own, other = of_arm[arm.name], of_arm[baseline]
+            pairs = [(a, b) for a, b in zip(own, other, strict=True) if a.status == b.status == "finished"]
+            if repeats[arm.name] or repeats[baseline]:
+                barred[arm.name, baseline] = "not independent"
+            elif any(len(a.epochs) != len(b.epochs) for a, b in pairs):
+                barred[arm.name, baseline] = "not comparable"
+            elif pairs and all(a.same_metrics(b) for a, b in pairs) and _says_enough([a for a, _ in pairs]):
+                barred[arm.name, baseline] = "does nothing"
+    return barred
+
+
+def repeated_seeds(records: Sequence[Record]) -> tuple[int, ...]:
+    """The seeds whose training is the same as an earlier one's: in all metrics of all epochs, to the bit.
+
+    Different trainings can tie in a discrete metric, and if they collapse or are perfect in all epochs. So trainings
+    count as the same only if their metrics are detailed enough to tell trainings apart; see ``_says_enough``.
+    """
+    groups: dict[object, list[Record]] = {}
+    for record in records:
+        if record.status == "finished":
+            groups.setdefault(tuple(record.metrics()), []).append(record)
+    return tuple(record.seed for group in groups.values() if _says_enough(group) for record in group[1:])
+
+
+def _says_enough(records: Sequence[Record]) -> bool:
+    """Whether records that agree in all metrics must come from one training.
+
+    This holds if some metric takes at least two values that are not simple fractions, as a loss does (that of a
+    collapsed model is constant), or at least eight different values, as an error rate over ten epochs may. With a
+    single epoch it takes two values that are not simple fractions, or one if three or more records agree.
+    """
+    values: dict[str, set[float]] = {}
+    for record in records:
+        for epoch in record.metrics():
+            for name, value in epoch:
+                if value is not None and math.isfinite(value):
+                    values.setdefault(name, set()).add(value)
+    fine = {name: sum(not _is_simple(value) for value in found) for name, found in values.items()}
+    if max(len(record.epochs) for record in records) == 1:
+        return sum(fine.values()) >= (1 if len(records) > 2 else 2)
+    return any(fine[name] >= 2 or len(found) >= 8 for name, found in values.items())
+
+
+def _is_simple(value: float) -> bool:
+    """Whether a number is a fraction with a small denominator, as error rates and counts are, in either precision."""
+    size = max(1.0, abs(value))
+
+    def near(most: float, unit: float) -> bool:
+        fraction = Fraction(value).limit_denominator(max(1, int(most / size)))
+        return abs(float(fraction) - value) <= 2 * unit * size
+
+    return near(1e5, 2.0**-52) or (float(np.float32(value)) == value and near(1e3, 2.0**-24))
+
+
+def _summary(
+    arm: Arm,
+    of_arm: Mapping[str, Sequence[Record]],
+    metric: str,
+    better: Better,
+    vs_vanilla: Judgement | None,
+    vs_control: Judgement | None,
+    repeats: tuple[int, ...],
+) -> ArmSummary:
+    records = of_arm[arm.name]
+    finished = [record for record in records if record.status == "finished"]
+    values = [record.final(metric) for record in finished]
+    return ArmSummary(
+        name=arm.name,
+        description=arm.description,
+        control=arm.control,
+        is_control=arm.is_control,
+        n=len(finished),
+        failed=len(records) - len(finished),
+        mean=fmean(values) if values else math.nan,
+        sd=stdev(values) if len(values) > 1 else math.nan,
+        best_mean=fmean(_best(record, metric, better) for record in finished) if finished else math.nan,
+        vs_vanilla=vs_vanilla,
+        vs_control=vs_control,
+        time_ratio=_time_ratio(records, of_arm[VANILLA]),
+        repeats=repeats,
+    )
+
+
+def _best(record: Record, metric: str, better: Better) -> float:
+    values = [float(epoch[metric]) for epoch in record.epochs if math.isfinite(epoch.get(metric, math.nan))]
+    return min(values) if better == "lower" else max(values)
+
+
+def _time_ratio(records: Sequence[Record], vanilla: Sequence[Record]) -> float:
+    """Median over seeds of the ratio of the median epoch times: pairs were run side by side."""
+    ratios = [
+        _epoch_time(own) / _epoch_time(base)
+        for own, base in zip(records, vanilla, strict=True)
+        if own.status == base.status == "finished" and _epoch_time(base) > 0
+    ]
+    return median(ratios) if ratios else math.nan
+
+
+def _epoch_time(record: Record) -> float:
+    return median(float(epoch["seconds"]) for epoch in record.epochs)
