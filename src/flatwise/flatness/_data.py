@@ -8,7 +8,6 @@ import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.guard import FlatnessError, RandomState, checked_count
+from flatwise.flatness.guard import FlatnessError, RandomState, checked_count, naming, reporting
 
 Batch = Any
 
@@ -27,17 +26,6 @@ WIDTH, ROWS = 1 << 14, 64
 HALVED = 4
 # What torch's cross-entropy leaves out by default.
 IGNORED = -100
-
-
-@contextmanager
-def named_batch(number: int, failure: str) -> Iterator[None]:
-    """Turn an exception within the block into a :class:`FlatnessError` that names the batch and says what failed."""
-    try:
-        yield
-    except FlatnessError as error:
-        raise FlatnessError(f"batch {number}: {error}") from error.__cause__
-    except Exception as error:
-        raise FlatnessError(f"batch {number}: {failure}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(slots=True)
@@ -145,7 +133,7 @@ class Batches:
         # The chain calls iter(data) only when the first batch is asked for: an error there is one of the data too.
         batches = itertools.islice(itertools.chain(self._data), self._limit)
         for number in itertools.count():
-            with named_batch(number, "the data failed"):
+            with naming(f"batch {number}"), reporting("the data failed"):
                 batch = next(batches, _END)
             if batch is _END:
                 break

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from flatwise.flatness._data import Replay
-from flatwise.flatness.guard import FlatnessError, untouched
+from flatwise.flatness.guard import FlatnessError, naming, untouched
 from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
@@ -28,53 +27,35 @@ class PathOptions(Options, total=False):
     progress: Progress | None
 
 
-@dataclass(frozen=True, slots=True)
 class ModelsAndData:
     """Models and data sets to measure, and how.
+
+    Args:
+        model: a module, or a mapping of names to modules.
+        loss, **options: as for :func:`flatwise.flatness.measuring`.
+        data: data as :func:`flatwise.flatness.measuring` takes them, or a mapping of names to such data. A mapping that
+            has a tensor among its values is one batch.
+        progress: called after each step as ``progress(steps so far, all steps)``.
 
     Attributes:
         models: by name; a single one is called ``"model"``.
         data: data sets by name; a single one is called ``"data"``.
-        loss: as for :func:`flatwise.flatness.measuring`.
-        options: likewise.
-        progress: called as the work goes on.
-        replays: by data set, its batches at the first pass: all models must see the same.
+
+    Raises:
+        FlatnessError: an empty mapping.
     """
 
-    models: dict[str, nn.Module]
-    data: dict[str, Any]
-    loss: Loss
-    options: Options
-    progress: Progress | None
-    replays: dict[str, Replay] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, model: Models, loss: Loss, data: Any, progress: Progress | None = None, **options: Unpack[Options]
-    ) -> ModelsAndData:
-        """Name what the user gave.
-
-        Args:
-            model: a module, or a mapping of names to modules.
-            loss, **options: as for :func:`flatwise.flatness.measuring`.
-            data: data as :func:`flatwise.flatness.measuring` takes them, or a mapping of names to such data. A mapping
-                that has a tensor among its values is one batch.
-            progress: called after each step as ``progress(steps so far, all steps)``.
-
-        Raises:
-            FlatnessError: an empty mapping.
-        """
-        models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    def __init__(
+        self, model: Models, loss: Loss, data: Any, progress: Progress | None = None, **options: Unpack[Options]
+    ) -> None:
         several = isinstance(data, Mapping) and not any(isinstance(item, torch.Tensor) for item in data.values())
-        sets = dict(data) if several else {"data": data}
-        for kind, given in (("model", models), ("data set", sets)):
+        self.models: dict[str, nn.Module] = dict(model) if isinstance(model, Mapping) else {"model": model}
+        self.data: dict[str, Any] = dict(data) if several else {"data": data}
+        for kind, given in (("model", self.models), ("data set", self.data)):
             if not given:
                 raise FlatnessError(f"no {kind} was given: the mapping is empty")
-        return cls(models, sets, loss, options, progress)
-
-    def alone(self, name: str) -> ModelsAndData:
-        """The same with one of the models."""
-        return replace(self, models={name: self.models[name]})
+        self.loss, self.progress, self.options = loss, progress, options
+        self._replays: dict[str, Replay] = {}  # by data set: all models must see the same batches
 
     @property
     def first(self) -> nn.Module:
@@ -99,25 +80,21 @@ class ModelsAndData:
             model, data: names.
             loss: in place of :attr:`loss`, which is lent all the same.
         """
-        try:
-            with ExitStack() as stack:
-                objective = stack.enter_context(
-                    measuring_again(
-                        self.models[model],
-                        self.loss if loss is None else loss,
-                        self.data[data],
-                        self.replays.setdefault(data, Replay()),
-                        **self.options,
-                    )
-                )
-                if loss is not None and isinstance(self.loss, nn.Module):
-                    mode, dtype = self.options.get("mode", "eval"), self.options.get("dtype")
-                    stack.enter_context(untouched(self.loss, mode=mode, dtype=dtype))
+        several = len(self.models) > 1 or len(self.data) > 1
+        measured = measuring_again(
+            self.models[model],
+            self.loss if loss is None else loss,
+            self.data[data],
+            self._replays.setdefault(data, Replay()),
+            **self.options,
+        )
+        with naming(f"model {model!r}, data {data!r}") if several else nullcontext(), measured as objective:
+            if loss is not None and isinstance(self.loss, nn.Module):
+                mode, dtype = self.options.get("mode", "eval"), self.options.get("dtype")
+                with untouched(self.loss, mode=mode, dtype=dtype):
+                    yield objective
+            else:
                 yield objective
-        except FlatnessError as error:
-            if len(self.models) == 1 and len(self.data) == 1:
-                raise
-            raise FlatnessError(f"model {model!r}, data {data!r}: {error}") from error.__cause__
 
     def losses(
         self, rows: Callable[[str, Objective], Iterable[Iterable[torch.Tensor | None]]], count: int

@@ -42,6 +42,26 @@ def checked_count(name: str, value: int, least: int = 1) -> int:
 
 
 @contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say what a :class:`FlatnessError` within the block is about, before its message."""
+    try:
+        yield
+    except FlatnessError as error:
+        raise FlatnessError(f"{what}: {error}") from error.__cause__
+
+
+@contextmanager
+def reporting(failure: str) -> Iterator[None]:
+    """Turn any other exception within the block into a :class:`FlatnessError` that says what failed."""
+    try:
+        yield
+    except FlatnessError:
+        raise
+    except Exception as error:
+        raise FlatnessError(f"{failure}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
 def untouched(
     model: nn.Module, *, mode: Mode = "eval", dtype: torch.dtype | None = None, data: object = None
 ) -> Iterator[None]:

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from flatwise.flatness._data import Batch, Batches, BatchLoss, pair_loss
 from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows
-from flatwise.flatness.guard import FlatnessError, RandomState, checked_count
+from flatwise.flatness.guard import FlatnessError, RandomState, checked_count, naming
 from flatwise.flatness.objective import Loss, Objective
 from flatwise.flatness.paths import LossCurve, LossCurves, checked_distances
 
@@ -57,7 +57,7 @@ def input_noise_paths(
     """
     checked_count("directions", directions)
     chosen = None if distances is None else checked_distances(distances)
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     step = compared.counter(len(compared.pairs) * directions * (11 if chosen is None else len(chosen)))
     curves = []
     for name, one in compared.pairs:
@@ -110,7 +110,7 @@ def validation_paths(
     checked_count("trials", trials)
     tenths = tuple(index / 10 for index in range(11))
     chosen = tenths if fractions is None else checked_distances(fractions, "fractions")
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     candidates = _inputs(validation, compared)
     if len(candidates) < nearest:
         raise FlatnessError(f"nearest is {nearest}, but there are only {len(candidates)} validation inputs")
@@ -293,13 +293,11 @@ def _inputs(validation: Any, compared: ModelsAndData) -> torch.Tensor:
         with torch.inference_mode(False):
             limit, dtype = compared.options.get("max_batches"), compared.options.get("dtype")
             for number, batch in Batches(validation, limit, torch.device("cpu"), dtype, random):
-                try:
+                with naming(f"validation batch {number}"):
                     parts.append(_first_tensor(batch).detach())
-                except FlatnessError as error:
-                    raise FlatnessError(f"validation batch {number}: {error}") from None
-                shape, first = tuple(parts[-1].shape[1:]), tuple(parts[0].shape[1:])
-                if shape != first:
-                    raise FlatnessError(f"validation batch {number}: samples have shape {shape} after {first}")
+                    shape, first = tuple(parts[-1].shape[1:]), tuple(parts[0].shape[1:])
+                    if shape != first:
+                        raise FlatnessError(f"samples have shape {shape} after {first}")
     finally:
         random.restore()
     if not parts:

@@ -16,8 +16,17 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from flatwise.flatness._data import Batch, Batches, BatchLoss, Replay, named_batch, pair_loss
-from flatwise.flatness.guard import Autocast, FlatnessError, Mode, RandomState, twice_differentiable, untouched
+from flatwise.flatness._data import Batch, Batches, BatchLoss, Replay, pair_loss
+from flatwise.flatness.guard import (
+    Autocast,
+    FlatnessError,
+    Mode,
+    RandomState,
+    naming,
+    reporting,
+    twice_differentiable,
+    untouched,
+)
 
 Parts: TypeAlias = list[torch.Tensor | None]
 """A derivative by each parameter; ``None`` where the loss does not depend on it."""
@@ -178,12 +187,12 @@ class Objective:
             weights: where, shape ``(size,)``, any floating-point dtype; default: the model's own weights.
         """
         with self._called():
-            return self._mean(weights, 0, lambda number, value: [])[0]
+            return self._mean(weights, 0, lambda value: [])[0]
 
     def gradient(self, weights: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
         """The mean loss and its gradient, a vector of shape ``(size,)``. ``weights`` as for :meth:`loss`."""
         with self._called():
-            loss, rows = self._mean(weights, 1, lambda number, value: [self._gradient(number, value)])
+            loss, rows = self._mean(weights, 1, lambda value: [self._gradient(value)])
             return loss, rows[0]
 
     def hvp(self, vectors: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -209,19 +218,19 @@ class Objective:
             kept = self._kept if self._kept_under == self._acting and not self._moved else None
             if kept is not None and weights is None:
                 products = self._zeros(len(stacked))
-                for row, product in zip(products, self._products(0, kept, stacked, keep=True), strict=True):
+                for row, product in zip(products, self._products(kept, stacked, keep=True), strict=True):
                     self._add(row, product, 1)
             else:
 
-                def derive(number: int, value: torch.Tensor) -> Iterator[Parts]:
-                    gradient = self._gradient(number, value, create_graph=True)
+                def derive(value: torch.Tensor) -> Iterator[Parts]:
+                    gradient = self._gradient(value, create_graph=True)
                     if not self._twice:
-                        _check_twice(number, gradient)
+                        _check_twice(gradient)
                         self._twice = True
                     keep = self._batches.single and weights is None
                     if keep:
                         self._kept, self._kept_under = gradient, self._acting
-                    yield from self._products(number, gradient, stacked, keep=keep)
+                    yield from self._products(gradient, stacked, keep=keep)
 
                 products = self._mean(weights, len(stacked), derive)[1]
             return products.view(vectors.shape)
@@ -235,9 +244,9 @@ class Objective:
             yield
 
     def _mean(
-        self, weights: torch.Tensor | None, rows: int, derive: Callable[[int, torch.Tensor], Iterable[Parts]]
+        self, weights: torch.Tensor | None, rows: int, derive: Callable[[torch.Tensor], Iterable[Parts]]
     ) -> tuple[float, torch.Tensor]:
-        """The mean over all samples of the loss, and of what ``derive(batch number, loss)`` makes of each batch's loss.
+        """The mean over all samples of the loss, and of what ``derive`` makes of each batch's loss.
 
         Returns:
             The mean loss, and a tensor of shape ``(rows, size)``.
@@ -247,21 +256,22 @@ class Objective:
         torch.clear_autocast_cache()  # a cast that is kept would be of the weights before
         total, samples, sums = 0.0, 0.0, self._zeros(rows)
         for number, batch in self._read():
-            count = self._count(number, batch)
-            if count == 0:
-                continue
-            value = self._value(number, batch)
-            if self.samples is None:
-                self._check_source(number, value)
-            batch_loss = float(value.detach())
-            if own and not math.isfinite(batch_loss):
-                raise FlatnessError(f"the loss of batch {number} is {batch_loss} at the model's own weights")
-            total += batch_loss * count
-            samples += count
-            # The number of all samples is known from the second pass on: then no division is left to do.
-            weight = count if self.samples is None else count / self.samples
-            for row, parts in zip(sums, derive(number, value), strict=True):
-                self._add(row, parts, weight)
+            with naming(f"batch {number}"):
+                count = self._count(batch)
+                if count == 0:
+                    continue
+                value = self._value(batch)
+                if self.samples is None:
+                    self._check_source(value)
+                batch_loss = float(value.detach())
+                if own and not math.isfinite(batch_loss):
+                    raise FlatnessError(f"the loss is {batch_loss} at the model's own weights")
+                total += batch_loss * count
+                samples += count
+                # The number of all samples is known from the second pass on: then no division is left to do.
+                weight = count if self.samples is None else count / self.samples
+                for row, parts in zip(sums, derive(value), strict=True):
+                    self._add(row, parts, weight)
         if self.samples is None and samples:
             sums /= samples
         self._check_pass(samples, total, own=own)
@@ -293,40 +303,38 @@ class Objective:
             for parameter, value in zip(self._parameters, values, strict=True):
                 parameter.copy_(value)
 
-    def _count(self, number: int, batch: Batch) -> float:
-        with named_batch(number, "it cannot be counted"):
+    def _count(self, batch: Batch) -> float:
+        with reporting("it cannot be counted"):
             count = float(self._loss.count(batch))
         if not 0 <= count < math.inf:
-            raise FlatnessError(f"batch {number} has a count of {count:g}: it must be a number, 0 or more")
+            raise FlatnessError(f"its count is {count:g}: it must be a number, 0 or more")
         return count
 
-    def _value(self, number: int, batch: Batch) -> torch.Tensor:
-        with named_batch(number, "the model or the loss failed"), self._acting.on():
+    def _value(self, batch: Batch) -> torch.Tensor:
+        with reporting("the model or the loss failed"), self._acting.on():
             value = self._loss.function(self._model, batch)
         if not isinstance(value, torch.Tensor) or value.shape != () or not value.is_floating_point():
             given = f"a {type(value).__name__}"
             if isinstance(value, torch.Tensor):
                 given = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-            raise FlatnessError(
-                f"the loss must be the mean over the batch, a real tensor of shape (); batch {number} gave {given}"
-            )
+            raise FlatnessError(f"the loss must be the mean over the batch, a real tensor of shape (); got {given}")
         return value
 
-    def _gradient(self, number: int, value: torch.Tensor, create_graph: bool = False) -> Parts:
+    def _gradient(self, value: torch.Tensor, create_graph: bool = False) -> Parts:
         gradient: Parts = [None] * len(self._parameters)
         if value.requires_grad:
-            with named_batch(number, "the loss cannot be differentiated"):
+            with reporting("the loss cannot be differentiated"):
                 gradient = list(
                     torch.autograd.grad(value, self._parameters, create_graph=create_graph, allow_unused=True)
                 )
         if all(part is None for part in gradient):
             raise FlatnessError(
-                f"the loss of batch {number} does not depend on the model's parameters: was it computed from other "
+                "the loss does not depend on the model's parameters: was it computed from other "
                 "weights, under torch.no_grad, or from a detached output?"
             )
         return gradient
 
-    def _products(self, number: int, gradient: Parts, vectors: torch.Tensor, *, keep: bool) -> Iterator[Parts]:
+    def _products(self, gradient: Parts, vectors: torch.Tensor, *, keep: bool) -> Iterator[Parts]:
         """The Hessian of one batch's loss times each vector, from the gradient and its graph, which may be kept."""
         # A parameter that the loss does not depend on, or only linearly, has no second derivative: it is 0.
         curved = [i for i, part in enumerate(gradient) if part is not None and part.requires_grad]
@@ -336,7 +344,7 @@ class Objective:
                 yield [None] * len(self._parameters)
                 continue
             along = list(self.split(vector).values())
-            with named_batch(number, "the loss cannot be differentiated twice"):
+            with reporting("the loss cannot be differentiated twice"):
                 product = torch.autograd.grad(
                     outputs,
                     self._parameters,
@@ -347,13 +355,13 @@ class Objective:
                 )
             yield list(product)
 
-    def _check_source(self, number: int, value: torch.Tensor) -> None:
+    def _check_source(self, value: torch.Tensor) -> None:
         """Refuse a loss that holds the model's own parameters: it gets around the stand-ins, and part of it is lost."""
         own = {id(original) for original in self._originals}
         for node in _nodes([value]):
             if id(getattr(node, "variable", None)) in own:
                 raise FlatnessError(
-                    f"the loss of batch {number} uses parameters that were taken from the model before: take them from "
+                    "the loss uses parameters that were taken from the model before: take them from "
                     "the model within the loss, as in BatchLoss(lambda model, batch: ... model.parameters() ...)"
                 )
 
@@ -404,7 +412,7 @@ def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
             stack += [following for following, _ in node.next_functions]
 
 
-def _check_twice(number: int, gradient: Parts) -> None:
+def _check_twice(gradient: Parts) -> None:
     """Refuse a custom function that is ``once_differentiable``: torch raises only if nothing else is differentiated.
 
     Its error hangs on a leaf of its own, which a derivative by the parameters never reaches: the part of the Hessian
@@ -413,7 +421,7 @@ def _check_twice(number: int, gradient: Parts) -> None:
     for node in _nodes(gradient):
         if node.name() == "torch::autograd::Error":
             raise FlatnessError(
-                f"batch {number}: the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
+                "the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
                 "that is marked once_differentiable"
             )
 

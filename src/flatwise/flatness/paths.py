@@ -151,7 +151,7 @@ def weight_path(
     Raises:
         FlatnessError: bad input, or both ends are equal.
     """
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     routes, shared = unit_differences(compared, towards, origin)
     ends = {name: distance for name, (_, distance) in routes.items()}
     chosen = symmetric(max(ends.values()), 10) if distances is None else checked_distances(distances)
@@ -199,7 +199,7 @@ def random_weight_paths(
         FlatnessError: bad input, or nothing to move.
     """
     checked_count("directions", directions)
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     names = selected(compared.first, parameters)
     along = random_directions(directions, seed, normalize, names)
@@ -235,7 +235,7 @@ def fooling_path(
     Raises:
         FlatnessError: bad input, or the gradient is exactly 0.
     """
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     names = selected(compared.first, parameters)
     if distances is None:
@@ -272,7 +272,7 @@ def loss_along(
     Raises:
         FlatnessError: bad input, no directions, or one that is 0.
     """
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     vectors = [
         unit(weights_vector(compared.first, direction, f"direction {index}"), f"direction {index}")

@@ -105,7 +105,7 @@ def loss_surface(
     Raises:
         FlatnessError: bad input; directions that are 0 or parallel; eigenvectors that did not converge.
     """
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     across = symmetric(1.0, 5) if xs is None else checked_distances(xs, "xs")
     up = symmetric(1.0, 5) if ys is None else checked_distances(ys, "ys")
@@ -150,7 +150,7 @@ def plane_surface(
     """
     if not isinstance(models, Mapping) or len(models) != 3:
         raise FlatnessError("a plane is spanned by three models: give a mapping of three names to models")
-    three = ModelsAndData.of(models, loss, data, **options)
+    three = ModelsAndData(models, loss, data, **options)
     three.check_same_parameters()
     a, b, c = (own_weights(one) for one in three.models.values())
     b, c = b.to(a) - a, c.to(a) - a
@@ -164,7 +164,8 @@ def plane_surface(
     own_xs, own_ys = zip(*points.values(), strict=True)
     across = _margin(own_xs) if xs is None else checked_distances(xs, "xs")
     up = _margin(own_ys) if ys is None else checked_distances(ys, "ys")
-    grids = _grids(three.alone(next(iter(models))), given_directions([x_axis, y_axis]), across, up)
+    name, first = next(iter(models.items()))
+    grids = _grids(ModelsAndData({name: first}, loss, data, **options), given_directions([x_axis, y_axis]), across, up)
     return LossSurface(across, up, grids, points)
 
 
@@ -316,7 +317,7 @@ def average_slope(
         raise FlatnessError(f"max_distance must be a positive distance; got {max_distance!r}")
     if not 0 < tol < 1:
         raise FlatnessError(f"tol must be a relative tolerance between 0 and 1; got {tol!r}")
-    compared = ModelsAndData.of(model, loss, data, **options)
+    compared = ModelsAndData(model, loss, data, **options)
     reach = 10 * math.sqrt(sum(norm(p.detach().flatten()) ** 2 for p in compared.first.parameters())) or 1.0
     if towards is None:
         compared.check_same_parameters()
