@@ -12,7 +12,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from flatwise_papers.replication.ledger_rows import ledger_headline, ledger_rows
 from rich.console import Console
 from test_report import Elements, printed
 
@@ -30,7 +29,7 @@ from flatwise.report.study_sentences import (
     tuning_words,
     what_is_known,
 )
-from flatwise.report.study_table import ledger_table, status_table, study_table, tuning_lines
+from flatwise.report.study_table import status_table, study_table, tuning_lines
 from flatwise.report.tuning_rows import edge_of, search_warnings, value_words
 from flatwise.study.arms import Arm
 from flatwise.study.comparison import Subject
@@ -38,6 +37,7 @@ from flatwise.study.records import Record
 from flatwise.study.results import CellStatus
 from flatwise.study.runner import TrialSpec
 from flatwise.study.spec import Choices, Range
+from flatwise_papers.replication.section import LedgerSection, ledger_headline, ledger_rows, ledger_table
 from report_samples import NAN, with_verdicts
 from study_samples import BASELINE, FAILED, LEAP, ODD_ARM, ODD_CELL, RALR, VANILLA, searched
 
@@ -63,7 +63,7 @@ def slugs_of(results):
 
 @pytest.fixture(scope="module")
 def overview(study, results, ledger):
-    return render_overview(study, results, slugs_of(results), ledger)
+    return render_overview(study, results, slugs_of(results), [LedgerSection(ledger)])
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +481,7 @@ def test_pages_load_nothing_and_escape_everything(study, results, overview, cell
 
 def test_report_is_written_with_links_that_lead_somewhere(study, results, ledger, tmp_path):
     folder = tmp_path / "runs" / "sample"
-    path = write_study_report(study, results, folder, ledger)
+    path = write_study_report(study, results, folder, [LedgerSection(ledger)])
     assert path == folder / "report.html"
     written = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     cells = ["cells/digits-mlp.html", "cells/img-src-x-onerror-alert-1-script-bold.html"]
@@ -498,7 +498,7 @@ def test_report_is_written_with_links_that_lead_somewhere(study, results, ledger
         (back,) = set(Elements((folder / name).read_text(encoding="utf-8")).attributes("href")) - {"data:,"}
         assert (folder / name).parent.joinpath(back).resolve() == path.resolve()
     before = {name: (folder / name).read_bytes() for name in written}
-    write_study_report(study, results, folder, ledger)
+    write_study_report(study, results, folder, [LedgerSection(ledger)])
     assert before == {name: (folder / name).read_bytes() for name in written}
 
 
