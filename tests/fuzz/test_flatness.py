@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatwise import flatness
 from flatwise.flatness import BatchLoss, FlatnessError, measuring
-from flatwise.flatness.lanczos import lanczos
+from flatwise.flatness._lanczos import lanczos
 
 
 class Tied(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 
 from flatwise.flatness.curvature import gradient_norm, top_eigenvalues, trace
 from flatwise.flatness.objective import Loss
-from flatwise.flatness.weight_paths import random_weight_paths
+from flatwise.flatness.paths import random_weight_paths
 from flatwise.study.records import FlatnessRecord
 
 # A trace with a wider 95 % interval, as a share of it, counts as not converged.

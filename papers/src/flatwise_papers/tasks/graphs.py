@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.batches import BatchLoss
+from flatwise.flatness import BatchLoss
 from flatwise.study.task import Settings, Task
 from flatwise.study.tasks.schedules import attach
 from flatwise.study.tasks.training import build_optimizer, find_device, initialized, now, percent_wrong

@@ -16,25 +16,29 @@ error. So is a model or a loss that raises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import torch
 
-from flatwise.flatness.compared import Comparison, Models, Progress, counter, parameter_shapes
-from flatwise.flatness.curves import LossCurve, LossCurves, checked_distances, symmetric
-from flatwise.flatness.directions import (
+from flatwise.flatness._models_and_data import Models, ModelsAndData, Progress, counter, parameter_shapes
+from flatwise.flatness._vectors import (
     Directions,
     Normalization,
     Selection,
+    Weights,
     given_directions,
+    norm,
+    own_weights,
     random_directions,
     selected,
+    unit,
+    weights_vector,
 )
-from flatwise.flatness.errors import FlatnessError, checked_count
-from flatwise.flatness.guard import Mode
+from flatwise.flatness.guard import FlatnessError, Mode, checked_count
 from flatwise.flatness.objective import Loss
-from flatwise.flatness.vectors import Weights, norm, own_weights, unit, weights_vector
 
 
 def weight_path(
@@ -73,7 +77,7 @@ def weight_path(
     Raises:
         FlatnessError: bad input, or both ends are equal.
     """
-    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
     routes, shared = unit_differences(compared, towards, origin)
     ends = {name: distance for name, (_, distance) in routes.items()}
     chosen = symmetric(max(ends.values()), 10) if distances is None else checked_distances(distances)
@@ -113,7 +117,7 @@ def random_weight_paths(
             parameters or of modules.
         normalize: ``"unit"`` (the default): each direction has norm 1. ``"filter"``: each filter of a direction has the
             norm of the model's own filter, and biases and BatchNorm stay
-            (:func:`flatwise.flatness.directions.filter_normalized`); several models have the same draws, each scaled to
+            (:func:`flatwise.flatness._vectors.filter_normalized`); several models have the same draws, each scaled to
             its own weights, and distances are relative: 1 is a perturbation as large as the weights.
         directions: how many. Default: 10.
         distances: along the normalised directions; default: 11 from −1 to 1, times the norm of the (first) model's
@@ -126,7 +130,7 @@ def random_weight_paths(
         FlatnessError: bad input, or nothing to move.
     """
     checked_count("directions", directions)
-    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
     compared.check_same_parameters()
     names = selected(compared.first, parameters)
     along = random_directions(directions, seed, normalize, names)
@@ -155,9 +159,9 @@ def fooling_path(
     The paper names "weight perturbations along the fooling direction" and cites Szegedy et al. 2013, who perturb
     inputs, by an optimisation; it gives no equation. The unit gradient of the mean loss is our reading: the solution of
     the linearised problem, in the space of the weights. It is each model's own direction, taken over the (first) data
-    set and used over all of them. Near a minimum the gradient is small and its direction says little: see
-    :func:`flatwise.flatness.gradient_norm` beside it, and :func:`flatwise.flatness.top_eigenvalues` for the direction of
-    the strongest curvature.
+    set and used over all of them. Near a minimum the gradient is small and its direction says little: also look at
+    :func:`flatwise.flatness.gradient_norm`, and at :func:`flatwise.flatness.top_eigenvalues` for the direction of the
+    strongest curvature.
 
     Args:
         parameters: as for :func:`random_weight_paths`: the direction is the gradient by these. Default: ``"all"``, as
@@ -168,7 +172,7 @@ def fooling_path(
     Raises:
         FlatnessError: bad input, or the gradient is exactly 0.
     """
-    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
     compared.check_same_parameters()
     names = selected(compared.first, parameters)
     if distances is None:
@@ -212,7 +216,7 @@ def loss_along(
     Raises:
         FlatnessError: bad input, no directions, or one that is 0.
     """
-    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
     compared.check_same_parameters()
     vectors = [
         unit(weights_vector(compared.first, direction, f"direction {index}"), f"direction {index}")
@@ -226,7 +230,7 @@ def loss_along(
 
 
 def curves_along(
-    compared: Comparison, directions: Directions, distances: Sequence[float], step: Callable[[], None]
+    compared: ModelsAndData, directions: Directions, distances: Sequence[float], step: Callable[[], None]
 ) -> tuple[LossCurve, ...]:
     """The loss of every model over every data set at every distance along every direction, from its own weights.
 
@@ -252,14 +256,14 @@ def curves_along(
 
 
 def unit_differences(
-    compared: Comparison, towards: Weights | Mapping[str, Weights], origin: Weights | Mapping[str, Weights] | None
+    compared: ModelsAndData, towards: Weights | Mapping[str, Weights], origin: Weights | Mapping[str, Weights] | None
 ) -> tuple[dict[str, tuple[torch.Tensor, float]], bool]:
     """For each model, the unit direction from an origin to other weights, and the distance.
 
     Args:
         compared: the models.
-        towards, origin: weights in a form that :func:`flatwise.flatness.vectors.weights_vector` takes, or of each model
-            by its name. The default origin is the first model's weights, or each one's own if anything is by name.
+        towards, origin: weights in a form that :func:`weights_vector` takes, or of each model by its name. The default
+            origin is the first model's weights, or each one's own if anything is by name.
 
     Returns:
         Directions and distances by the models' names, and whether all models share them.
@@ -288,7 +292,7 @@ def unit_differences(
     return routes, shared
 
 
-def _by_model(compared: Comparison, weights: object, what: str) -> bool:
+def _by_model(compared: ModelsAndData, weights: object, what: str) -> bool:
     """Whether weights are given for each model by name.
 
     Raises:
@@ -308,7 +312,101 @@ def _by_model(compared: Comparison, weights: object, what: str) -> bool:
     return True
 
 
-def _norm_of(compared: Comparison, names: frozenset[str]) -> float:
+def _norm_of(compared: ModelsAndData, names: frozenset[str]) -> float:
     """The norm of the first model's weights with these names; 1 if they are all 0."""
     parts = [norm(p.detach().flatten()) for name, p in compared.first.named_parameters() if name in names]
     return torch.tensor(parts, dtype=torch.float64, device="cpu").norm().item() or 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurve:
+    """The losses of one model over one data set along one or several directions.
+
+    Attributes:
+        model, data: their names.
+        center: the loss of the model as it is.
+        losses: for each direction, the loss at each distance: the mean over the samples. Infinite or NaN where it is.
+    """
+
+    model: str
+    data: str
+    center: float
+    losses: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean over the directions at each distance; infinite or NaN if one of them is."""
+        return tuple(sum(column) / len(column) for column in zip(*self.losses, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurves:
+    """The losses of models over data sets along the same lines.
+
+    Attributes:
+        distances: where along each line, in the units that the function which measured them says.
+        curves: one for every model with every data set.
+        end: for a path between two points, the distance of the other point; else ``None``.
+        ends: the same by the models' names, where each has a path of its own; else empty.
+    """
+
+    distances: tuple[float, ...]
+    curves: tuple[LossCurve, ...]
+    end: float | None = None
+    ends: Mapping[str, float] = field(default_factory=dict)
+
+    def curve(self, model: str | None = None, data: str | None = None) -> LossCurve:
+        """The curve of one model over one data set; what there is only one of need not be named.
+
+        Raises:
+            FlatnessError: there is none, or several.
+        """
+        return pick(self.curves, model, data)
+
+
+class Named(Protocol):
+    """What belongs to one model and one data set."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+
+    @property
+    def data(self) -> str: ...  # noqa: D102
+
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+def pick(entries: Sequence[Entry], model: str | None, data: str | None) -> Entry:
+    """The one entry with these names; ``None`` fits any.
+
+    Raises:
+        FlatnessError: there is none, or several.
+    """
+    fitting = [entry for entry in entries if model in (None, entry.model) and data in (None, entry.data)]
+    if len(fitting) != 1:
+        raise FlatnessError(
+            f"{len(fitting)} entries have model={model!r} and data={data!r}, not one; there are (model, data) "
+            f"{[(entry.model, entry.data) for entry in entries]}"
+        )
+    return fitting[0]
+
+
+def checked_distances(distances: Iterable[float], what: str = "distances") -> tuple[float, ...]:
+    """Distances as floats.
+
+    Raises:
+        FlatnessError: there are none, or one is not a finite number.
+    """
+    try:
+        values = tuple(float(distance) for distance in distances)
+    except (TypeError, ValueError):
+        raise FlatnessError(f"{what} must be numbers; got {distances!r}") from None
+    if not values or not all(math.isfinite(value) for value in values):
+        raise FlatnessError(f"{what} must be finite numbers, at least one; got {values}")
+    return values
+
+
+def symmetric(reach: float, steps: int) -> tuple[float, ...]:
+    """``2 · steps + 1`` distances from ``−reach`` to ``reach``, both and 0 exactly among them."""
+    return tuple(reach * (index / steps) for index in range(-steps, steps + 1))

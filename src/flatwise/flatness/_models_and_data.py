@@ -1,4 +1,4 @@
-"""Several models over several data sets, by name, all measured in the same way."""
+"""Several models over several data sets, all measured in the same way."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from flatwise.flatness.batches import Replay
-from flatwise.flatness.errors import FlatnessError
-from flatwise.flatness.guard import Mode, untouched
+from flatwise.flatness._data import Replay
+from flatwise.flatness.guard import FlatnessError, Mode, untouched
 from flatwise.flatness.objective import Loss, Objective, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
@@ -20,7 +19,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ModelsAndData:
     """What is measured: models, data sets, and how.
 
     Attributes:
@@ -48,7 +47,7 @@ class Comparison:
         max_batches: int | None,
         mode: Mode,
         dtype: torch.dtype | None,
-    ) -> Comparison:
+    ) -> ModelsAndData:
         """Name what the user gave.
 
         Args:
@@ -67,7 +66,7 @@ class Comparison:
                 raise FlatnessError(f"no {kind} was given: the mapping is empty")
         return cls(models, sets, loss, max_batches, mode, dtype)
 
-    def alone(self, name: str) -> Comparison:
+    def alone(self, name: str) -> ModelsAndData:
         """The same with one of the models."""
         return replace(self, models={name: self.models[name]})
 

@@ -1,4 +1,4 @@
-"""Data as batches: whatever the user has, read again and again, on the model's device."""
+"""Data as batches that are read again and again, and the loss of a batch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.errors import FlatnessError
-from flatwise.flatness.random_state import RandomState
+from flatwise.flatness.guard import FlatnessError, RandomState
 
 Batch = Any
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flatwise.flatness.curves import LossCurve, LossCurves
-from flatwise.flatness.errors import FlatnessError
+from flatwise.flatness.guard import FlatnessError
+from flatwise.flatness.paths import LossCurve, LossCurves
 from flatwise.flatness.surfaces import LossSurface
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.contour import QuadContourSet
+
 
 # Okabe and Ito's colours, told apart by colour-blind readers, without the yellow; they repeat beyond seven.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
