@@ -26,7 +26,7 @@ from flatwise.study.tasks import MNIST_WIDTHS
 from flatwise.study.tasks.classification import Classification, build_mlp
 from flatwise.study.trial import Trial
 from flatwise_papers.data import NodeClassification
-from flatwise_papers.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
+from flatwise_papers.tasks.graphs import Dropout, Kind, build_graph_network, propagation
 
 Epoch = Callable[[], float]  # trains and evaluates once; the test error in percent
 

@@ -10,10 +10,9 @@ from flatwise.study.registry import Plugin, get_task
 from flatwise.study.spec import StudyError, StudySpec
 from flatwise_papers.replication import build_ledger, find_claims
 from flatwise_papers.replication.section import LedgerSection
+from flatwise_papers.tasks.classifiers import MLP_TASKS, TEXT_TASKS
 from flatwise_papers.tasks.graphs import GRAPH_TASKS
 from flatwise_papers.tasks.images import IMAGE_TASKS
-from flatwise_papers.tasks.mlp import MLP_TASKS
-from flatwise_papers.tasks.text import TEXT_TASKS
 
 
 def study_texts() -> Mapping[str, str]:

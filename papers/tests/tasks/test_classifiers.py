@@ -1,21 +1,26 @@
-"""The LSTM task: its size, its initialization, what it computes, that it learns, that its flatness can be measured."""
+"""MLPs and the LSTM: their sizes, what the LSTM computes and begins with, that both learn, and the LSTM's flatness."""
 
 import math
+import pickle
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
-from test_tasks import FakeTrial, equal
 from torch.nn import functional as F
 
+from fake_trial import FakeTrial, equal
 from flatwise.study.arms import Arm
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.registry import get_task
 from flatwise.study.task import SettingsError
-from flatwise.study.tasks import text
 from flatwise.study.tasks.classification import Classification
 from flatwise.study.trial import Trial
-from flatwise_papers.tasks.text import SentimentLstm, TextSettings, train_lstm
+from flatwise_papers.tasks import classifiers as text
+from flatwise_papers.tasks.classifiers import MLP_TASKS, SentimentLstm, TextSettings, train_lstm
+
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 QUICK = TextSettings(epochs=2, batch_size=32, learning_rate=0.01, optimizer="adam", dropout=0.2)
 WORDS, LENGTH = 30, 12
@@ -52,6 +57,54 @@ def build(dropout=0.0, words=WORDS, width=16):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return SentimentLstm(words, width, dropout, torch.Generator().manual_seed(1))
+
+
+# MLPs on MNIST
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "parameters"),
+    [
+        # LEAP, Table 6.
+        ("mnist-mlp-3", (784, 100, 10), 79_510),
+        ("mnist-mlp-4", (784, 256, 100, 10), 227_670),
+        ("mnist-mlp-6", (784, 256, 128, 64, 32, 10), 244_522),
+        ("mnist-mlp-8", (784, 256, 128, 64, 64, 32, 32, 10), 249_738),
+        ("mnist-mlp-10", (784, 256, 128, 64, 64, 32, 32, 16, 16, 10), 250_378),
+        # LRD, section IV-A: two hidden layers of 1000.
+        ("mnist-fcnet", (784, 1000, 1000, 10), 1_796_010),
+    ],
+)
+def test_widths_and_parameter_counts(name, widths, parameters):
+    task = get_task(name)
+    assert (task.name, task.metric, task.unit, task.better) == (name, "test_error", "%", "lower")
+    x, y = torch.zeros(4, widths[0]), torch.zeros(4, dtype=torch.int64)
+    data = Classification(train_x=x, train_y=y, val_x=x, val_y=y, test_x=x, test_y=y, classes=widths[-1])
+    trial = FakeTrial()
+    task.train(trial, task.settings.updated({"epochs": 1}), data)
+    weights = [tuple(p.shape) for p in trial.initial if p.ndim == 2]
+    assert weights == [(outputs, inputs) for inputs, outputs in pairwise(widths)]
+    assert sum(p.numel() for p in trial.initial) == parameters
+
+
+@pytest.mark.skipif(not (SHARED / "mnist").is_dir(), reason="no MNIST in ../shared/data beside the checkout")
+def test_mnist_task_loads_and_learns():
+    task = get_task("mnist-mlp-3")
+    data = task.load(SHARED)
+    trial = FakeTrial()
+    task.train(trial, task.settings.updated({"epochs": 1}), data)
+    assert trial.steps == 391
+    assert trial.epochs[0]["test_error"] < 10
+
+
+@pytest.mark.parametrize("task", MLP_TASKS, ids=[task.name for task in MLP_TASKS])
+def test_task_can_be_sent_to_another_process(task):
+    copy = pickle.loads(pickle.dumps(task))
+    assert (copy.name, copy.settings, copy.load) == (task.name, task.settings, task.load)
+    assert (copy.train.func, copy.train.keywords) == (task.train.func, task.train.keywords)
+
+
+# The LSTM
 
 
 def test_parameter_count_of_the_task():
