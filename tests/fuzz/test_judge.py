@@ -401,9 +401,11 @@ def test_random_command_lines_end_as_they_should(tmp_path_factory, monkeypatch, 
         assert result.exit_code in (0, 1, 2), (arguments, result.output)
         if result.exit_code == 2:
             assert "error" in result.output.lower()
-        lr = dict(option for option in options if len(option) == 2).get("--lr")
+        given = dict(option for option in options if len(option) == 2)
+        # At 0.3 the methods crash and vanilla does not: alone, without a method, it has nothing that fails.
+        failing = given.get("--lr") == "0.4" or (given.get("--lr") == "0.3" and given.get("--arms") != "")
         if result.exit_code != 2:
-            assert result.exit_code == (1 if lr in ("0.3", "0.4") else 0), (arguments, result.output)
+            assert result.exit_code == failing, (arguments, result.output)
             assert (folder / "report.html").is_file()
         if (folder / "trials.sqlite").exists():
             with Store(folder / "trials.sqlite", read_only=True) as store:

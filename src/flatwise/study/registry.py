@@ -138,7 +138,7 @@ def study_text(name: str) -> str:
     texts = packaged_studies()
     if name not in texts:
         names = f"The studies are {', '.join(texts)}." if texts else "No package with studies is installed."
-        raise UnknownStudyError(f"there is no study '{name}': {did_you_mean(name, texts)}{names}{_more('studies')}")
+        raise UnknownStudyError(f"there is no study {name!r}: {did_you_mean(name, texts)}{names}{_more('studies')}")
     return texts[name]
 
 
@@ -188,13 +188,13 @@ def get_task(name: str) -> Task:
     remembered = _REMEMBERED.get()
     if ":" in name and remembered is not None:
         if name not in remembered:
-            raise UnknownTaskError(f"nothing of the task '{name}' was run yet, and only `flatwise run` imports it")
+            raise UnknownTaskError(f"nothing of the task {name!r} was run yet, and only `flatwise run` imports it")
         return remembered[name]
     if ":" in name:
         return _import_task(name)
     known = list(all_tasks())
     raise UnknownTaskError(
-        f"there is no task '{name}': {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
+        f"there is no task {name!r}: {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
     )
 
 
@@ -204,7 +204,7 @@ def _import_task(name: str) -> Task:
     if folder not in sys.path:  # as `python -m` does
         sys.path.insert(0, folder)
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise UnknownTaskError(f"'{name}' names no task: expected module:attribute, as in my_tasks:RIDGE")
+        raise UnknownTaskError(f"{name!r} names no task: expected module:attribute, as in my_tasks:RIDGE")
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -88,7 +88,7 @@ def _problem(source: str, text: str, content: Mapping[str, Any], details: Any) -
         location = location[2:]  # `task = "..."` stands for one cell
     line = line_of(text, location or _named_in(str(details["msg"]), content))
     place = source if line is None else f"{source}, line {line}"
-    field = ".".join(str(part) for part in location)
+    field = ".".join(part if part.isprintable() else repr(part) for part in map(str, location))
     message = str(details["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if details["type"] == "extra_forbidden":
