@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatwise.attach import perturb
+from flatwise._attach import perturb
 from flatwise.perturbation import Perturbation, Scope
 from flatwise_papers.escape.waiting_times import Array, WaitingTimes
 from flatwise_papers.escape.wells import DoubleWell
