@@ -16,7 +16,7 @@ if (
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from flatwise import lr_scheduler, optim
-from flatwise.attach import Handle, SharedNoiseWarning, handle_of, perturb
+from flatwise._attach import Handle, SharedNoiseWarning, handle_of, perturb
 from flatwise.distributions import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
 from flatwise.methods import alrao, leap, lr_dropout, ralr, random_lr, random_lr_normal
 from flatwise.perturbation import Perturbation, Window

@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
-from flatwise.attach import Handle, SharedNoiseWarning, perturb
-from flatwise.attach.supported import check_supported
+from flatwise._attach import Handle, SharedNoiseWarning, perturb
+from flatwise._attach.support import check_supported
 from flatwise.distributions import Constant
 from flatwise.flatness.objective import Loss
 from flatwise.lr_scheduler import GaussianPeakLR, LaplacianPeakLR

@@ -13,9 +13,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from flatwise.attach.identity import parameters_of
-from flatwise.attach.probe import measure
-from flatwise.attach.shards import flattened, is_deepspeeds
+from flatwise._attach.parameters import flattened, is_deepspeeds, parameters_of
+from flatwise._attach.probe import measure
 
 # How it is known that an optimizer can be perturbed; kept in checkpoints, so the numbers must not change.
 KNOWN, MEASURED, UNMEASURED = range(3)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatwise.attach.identity import parameters_of
-from flatwise.attach.toy import (
+from flatwise._attach.parameters import parameters_of
+from flatwise._attach.toy import (
     BUILDS,
     FEEDS,
     NOT_COPIED,

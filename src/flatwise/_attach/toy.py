@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatwise.attach.identity import parameters_of
+from flatwise._attach.parameters import parameters_of
 
 MOST_STEPS = 128
 STEPS = 30  # look-ahead, warm-up and preconditioners that are refreshed now and then show within these
