@@ -54,7 +54,7 @@ def ledger_section(study: StudySpec, compared: Mapping[str, Comparison]) -> Ledg
 
 
 PLUGIN = Plugin(
-    tasks={task.name: task for task in (*MLP_TASKS, *GRAPH_TASKS, *IMAGE_TASKS, *TEXT_TASKS)},
+    tasks=(*MLP_TASKS, *GRAPH_TASKS, *IMAGE_TASKS, *TEXT_TASKS),
     studies=study_texts,
     check=check_claims,
     section=ledger_section,

@@ -14,7 +14,7 @@ from flatwise.report.terminal import terminal
 from flatwise.study.arms import DEFAULT_ARMS, ArmError, split_arms
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.identify import NotIdentifiableError
-from flatwise.study.registry import UnknownTaskError, all_tasks
+from flatwise.study.registry import PluginError, UnknownTaskError, all_tasks
 from flatwise.study.store import StoreError
 from flatwise.study.task import OptimizerName, ScheduleName, SettingsError
 from flatwise.study.tasks.classification import DataError
@@ -31,7 +31,11 @@ def _listed(names: Any) -> str:
 def tasks() -> None:
     """List the tasks: the built-in one and those of installed packages, such as flatwise-papers."""
     table = Table("task", "what it trains", "epochs", box=None)
-    for task in all_tasks().values():
+    try:
+        known = all_tasks()
+    except PluginError as error:
+        fail(str(error))
+    for task in known.values():
         table.add_row(task.name, task.summary, str(task.settings.epochs))
     terminal().print(table)
 
@@ -110,6 +114,7 @@ def compare(
         CompareError,
         DataError,
         NotIdentifiableError,
+        PluginError,
         SettingsError,
         StoreError,
         TrialError,

@@ -21,6 +21,7 @@ from flatwise.study.registry import (
     PluginError,
     UnknownStudyError,
     UnknownTaskError,
+    known_studies,
     load_study,
     packaged_studies,
     study_text,
@@ -105,8 +106,12 @@ def studies(
         if name is not None:
             typer.echo(study_text(name), nl=False)
             return
+        texts = packaged_studies()
+        if not texts:
+            typer.echo(known_studies(texts))
+            return
         table = Table("study", "what it repeats", "runs on", box=None)
-        for study in map(load_study, packaged_studies()):
+        for study in map(load_study, texts):
             on_gpu = any((study.settings | cell.settings).get("device") == "cuda" for cell in study.cells)
             table.add_row(study.name, study.title, "a GPU" if on_gpu else "a CPU")
         terminal().print(table)
