@@ -7,8 +7,8 @@ A package names a :class:`Plugin` in its ``pyproject.toml``::
     [project.entry-points."flatwise.plugins"]
     mine = "my_package.plugin:PLUGIN"
 
-From then on ``flatwise compare`` and ``flatwise run`` know its tasks and studies by name. flatwise-papers, which has the
-papers' experiments, is found in this way.
+From then on ``flatwise compare`` and ``flatwise run`` know its tasks and studies by name. flatwise-papers, which has
+the papers' experiments, is found in this way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from rich.console import RenderableType
 
 from flatwise.study.comparison import Comparison
 from flatwise.study.hints import did_you_mean
-from flatwise.study.spec import StudySpec, parse_study
+from flatwise.study.spec import StudySpec
+from flatwise.study.study_file import parse_study
 from flatwise.study.task import Task
 from flatwise.study.tasks.classification import DIGITS_MLP
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flatwise.study.files import written_whole
+from flatwise.study.export import written_whole
 from flatwise.study.tasks.classification import Pixels
 from flatwise_papers.data.folder import cache_folder
 
