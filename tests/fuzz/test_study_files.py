@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from flatwise.study.check import check_study
 from flatwise.study.plan import plan_cell
 from flatwise.study.registry import get_task
-from flatwise.study.spec import StudyError, parse_study
+from flatwise.study.spec import StudyError
+from flatwise.study.study_file import parse_study
 
 SETTINGS = {
     "learning_rate": [0.2, 0.1, 0.05, 0.01],

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flatwise.study.check import check_study
-from flatwise.study.spec import Choices, Range, StudyError, Times, parse_study, read_study, read_study_text
+from flatwise.study.spec import Choices, Range, StudyError, Times
+from flatwise.study.study_file import parse_study, read_study, read_study_text
 from studies import TUNED, study
 
 

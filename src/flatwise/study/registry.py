@@ -6,8 +6,8 @@ A package adds tasks, packaged studies, and a section of a study's report by nam
     [project.entry-points."flatwise.plugins"]
     mine = "my_package.plugin:PLUGIN"
 
-``flatwise compare`` and ``flatwise run`` then know its tasks and studies by name. flatwise-papers, which has the papers'
-experiments, is such a package.
+``flatwise compare`` and ``flatwise run`` then know its tasks and studies by name. flatwise-papers, which has the
+papers' experiments, is such a package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from rich.console import RenderableType
 
 from flatwise.study.comparison import Comparison
 from flatwise.study.hints import did_you_mean
-from flatwise.study.spec import StudySpec, parse_study
+from flatwise.study.spec import StudySpec
+from flatwise.study.study_file import parse_study
 from flatwise.study.task import Task
 from flatwise.study.tasks.classification import DIGITS_MLP
 

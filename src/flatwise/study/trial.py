@@ -22,7 +22,7 @@ from flatwise.perturbation import Perturbation
 from flatwise.study.arms import Arm, Peak
 from flatwise.study.flatness import FlatnessSettings, Told, measure_flatness
 from flatwise.study.hints import did_you_mean
-from flatwise.study.records import OWN_COLUMNS, FlatnessRecord
+from flatwise.study.store import OWN_COLUMNS, FlatnessRecord
 
 Interval = Literal["step", "epoch"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]

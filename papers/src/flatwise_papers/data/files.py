@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flatwise.study.files import written_whole
+from flatwise.study.export import written_whole
 from flatwise.study.tasks.classification import DataError, Pixels
 
 ENVIRONMENT_VARIABLE = "FLATWISE_DATA"

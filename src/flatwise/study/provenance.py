@@ -1,4 +1,4 @@
-"""What a trial ran on and what it took: the environment, the state of the code, the peak of the memory."""
+"""What a trial ran on and what it took: versions, environment, the state of the code, the peak of the memory."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ from typing import Any, Generic
 import torch
 from typing_extensions import Self
 
-from flatwise.study.executors.executor import ExecutorError, J, Lost, R
-from flatwise.study.executors.messages import attempt, pack, unpack
+from flatwise.study.executors import ExecutorError, J, Lost, R, attempt, pack, unpack
 
 _QUEUED = 2  # jobs sent beyond those that can run, so that no worker waits for the driver
 _CONNECT_SECONDS = 5.0
@@ -48,6 +47,8 @@ class RayExecutor:
             at the address, or no node has what one job takes. From ``run``: there is no such node for a minute,
             or a node that cannot load the work.
     """
+
+    in_process = False
 
     def __init__(
         self,
