@@ -1,0 +1,1 @@
+"""The papers' models and data as tasks of flatwise."""
