@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from flatwise.report.study_page import write_study_report
+from flatwise.report.page import write_study_report
+from flatwise.report.study import status_table, study_table, tuning_lines
 from flatwise.report.study_progress import StudyProgress
-from flatwise.report.study_table import status_table, study_table, tuning_lines
 from flatwise.report.terminal import terminal, written
 from flatwise.study.check import check_study
 from flatwise.study.comparison import Comparison

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flatwise.report.progress import Reuse
-from flatwise.report.rows import NOTHING, number_of, plural
+from flatwise.report.table import NOTHING, number_of, plural
 from flatwise.study.records import Record
 from flatwise.study.runner import TrialSpec
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from flatwise.report.flatness_sentences import flatness_headline, method_lines
-from flatwise.report.sentences import warnings
-from flatwise.report.table import comparison_table, control_table, summary_lines
+from flatwise.report.comparison import comparison_table, control_table, summary_lines, warnings
+from flatwise.report.flatness import flatness_headline, method_lines
 from flatwise.study.comparison import Comparison
 
 # What an encoding such as Windows' cp1252 or ASCII lacks of what we print; a minus must not become a question mark.
