@@ -1,8 +1,8 @@
 """Does SGD leave a minimum as LEAP's Theorem 1 says? Simulated escapes against the theorem, the update's own noise, and
 an exact solution; then which of two minima is selected.
 
-Run with `python papers/benchmarks/escape_time.py [figure.png]`; it needs the `compare` extra, and matplotlib for the figure.
-About four minutes on one core. Nothing is timed and every generator has a fixed seed, so the numbers repeat.
+Run with `python papers/benchmarks/escape_time.py [figure.png]`; the figure needs matplotlib. About four
+minutes on one core. Nothing is timed and every generator has a fixed seed, so the numbers repeat.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import sys
 import torch
 
 import flatwise
-from flatwise_papers.escape.escape import leap_escape_time, noise_amplification, selection_probabilities
-from flatwise_papers.escape.escape_simulation import simulate_escape, simulate_occupancy
+from flatwise_papers.escape.double_well import DoubleWell, exact_escape, simulate_escape, simulate_occupancy
+from flatwise_papers.escape.theory import leap_escape_time, noise_amplification, selection_probabilities
 from flatwise_papers.escape.waiting_times import exponential_test, fit_law
-from flatwise_papers.escape.wells import DoubleWell, exact_escape
 
 LR = 0.05
 EXPONENTS = (3.0, 4.0, 5.0, 6.0)  # of plain SGD
@@ -188,7 +187,7 @@ def draw(path, results, theorem):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from flatwise_papers.escape.plots_escape import plot_escape_law, plot_survival
+    from flatwise_papers.escape.waiting_times import plot_escape_law, plot_survival
 
     colors = dict(zip(ARMS, ("#7d8590", "#56B4E9", "#1F83C4", "#D55E00", "#009E73"), strict=True))
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")

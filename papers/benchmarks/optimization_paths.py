@@ -1,7 +1,7 @@
 """Does noise in the rate lead to the global minimum? The papers' test functions and optimizers, from many starts.
 
-Run with `python papers/benchmarks/optimization_paths.py [figure.png]`; it needs the `compare` extra, and matplotlib for the
-figure. About four minutes on one core. Every generator has a fixed seed, so the numbers repeat.
+Run with `python papers/benchmarks/optimization_paths.py [figure.png]`; the figure needs matplotlib. About four
+minutes on one core. Every generator has a fixed seed, so the numbers repeat.
 
 Two tables. First at one constant rate for all arms, as in the papers' pictures, with the control that has RN's mean
 rate and no noise. Then every arm at its own best rate, searched on other starts, and annealed: an arm is neither
@@ -16,8 +16,13 @@ import torch
 
 import flatwise
 from flatwise.stats import holm
-from flatwise_papers.escape.test_function_paths import OPTIMIZERS, optimization_paths, paired_p_value, share_table
-from flatwise_papers.escape.test_functions import TEST_FUNCTIONS
+from flatwise_papers.escape.test_functions import (
+    OPTIMIZERS,
+    TEST_FUNCTIONS,
+    optimization_paths,
+    paired_p_value,
+    share_table,
+)
 
 RANDOM_LR = flatwise.Perturbation(flatwise.Uniform(0.0, 8.0), "all")  # RN's factor; a toy has no epochs, so every step
 ARMS = {"plain": None, "RN": RANDOM_LR, "LEAP 0.1": flatwise.leap(0.1), "LRD 0.5": flatwise.lr_dropout(0.5)}
@@ -76,7 +81,7 @@ def draw(path):
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    from flatwise_papers.escape.plots_test_functions import plot_optimization_paths
+    from flatwise_papers.escape.test_functions import plot_optimization_paths
 
     figure, axes = pyplot.subplots(len(TEST_FUNCTIONS), len(ARMS), figsize=(11, 11), layout="constrained")
     for row, function in enumerate(TEST_FUNCTIONS):

@@ -1,6 +1,6 @@
 """How often the rules of `flatwise_papers.replication.rules` are wrong, by simulation: claims with a known truth.
 
-Run with `python papers/benchmarks/replication_verdicts.py`; it needs the `compare` extra and takes about a minute. Nothing is
+Run with `python papers/benchmarks/replication_verdicts.py`; it takes about a minute. Nothing is
 timed, and the generator has a fixed seed, so the numbers repeat.
 
 A claim is a paper's: vanilla at 5.6 % and a relative gain of 8 % (0.45 points), from five runs. Ours are paired runs of

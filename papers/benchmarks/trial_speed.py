@@ -1,7 +1,7 @@
 """What a trial costs over a loop written by hand: an epoch of a task's training function against minimal loops.
 
-Run with `python papers/benchmarks/trial_speed.py --data-dir DATA`; it needs the `test` extra, MNIST and Cora. The loops have
-the task's data, model, optimizer and evaluation and nothing else; one that differs in more says so in its name. Task
+Run with `python papers/benchmarks/trial_speed.py --data-dir DATA`; it needs the `test` extra, MNIST and Cora. The loops
+have the task's data, model, optimizer and evaluation and nothing else; one that differs in more says so in its name. Task
 and loop take turns of one epoch each; a ratio is the median over epochs of the task's time over the loop's, evaluation
 included in both.
 """
@@ -26,7 +26,7 @@ from flatwise.study.tasks import MNIST_WIDTHS
 from flatwise.study.tasks.classification import Classification, build_mlp
 from flatwise.study.trial import Trial
 from flatwise_papers.data import NodeClassification
-from flatwise_papers.tasks.graph_models import Dropout, Kind, build_graph_network, propagation
+from flatwise_papers.tasks.graphs import Dropout, Kind, build_graph_network, propagation
 
 Epoch = Callable[[], float]  # trains and evaluates once; the test error in percent
 

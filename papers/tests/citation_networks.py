@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse
 import torch
 
-from flatwise_papers.data import planetoid
+from flatwise_papers.data import graphs as planetoid
 
 
 class Python2Pickler(pickle._Pickler):

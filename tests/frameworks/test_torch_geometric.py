@@ -9,8 +9,8 @@ import torch
 from citation_networks import MadeUp, dense
 from torch.nn import functional as F
 
-from flatwise_papers.data import planetoid
-from flatwise_papers.tasks.graph_models import Dropout, build_graph_network, propagation
+from flatwise_papers.data import graphs as planetoid
+from flatwise_papers.tasks.graphs import Dropout, build_graph_network, propagation
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 NAMES = ("Cora", "CiteSeer", "PubMed")

@@ -10,10 +10,9 @@ from flatwise.study.registry import Plugin, get_task
 from flatwise.study.spec import StudyError, StudySpec
 from flatwise_papers.replication import build_ledger, find_claims
 from flatwise_papers.replication.section import LedgerSection
+from flatwise_papers.tasks.classifiers import MLP_TASKS, TEXT_TASKS
 from flatwise_papers.tasks.graphs import GRAPH_TASKS
 from flatwise_papers.tasks.images import IMAGE_TASKS
-from flatwise_papers.tasks.mlp import MLP_TASKS
-from flatwise_papers.tasks.text import TEXT_TASKS
 
 
 def study_texts() -> Mapping[str, str]:
@@ -55,7 +54,7 @@ def ledger_section(study: StudySpec, compared: Mapping[str, Comparison]) -> Ledg
 
 
 PLUGIN = Plugin(
-    tasks={task.name: task for task in (*MLP_TASKS, *GRAPH_TASKS, *IMAGE_TASKS, *TEXT_TASKS)},
+    tasks=(*MLP_TASKS, *GRAPH_TASKS, *IMAGE_TASKS, *TEXT_TASKS),
     studies=study_texts,
     check=check_claims,
     section=ledger_section,

@@ -15,15 +15,16 @@ import torch
 
 from flatwise.study.tasks.classification import DataError
 from flatwise_papers.data import (
-    cache,
-    cifar,
+    images as cifar,
+)
+from flatwise_papers.data import (
     load_cifar10,
     load_cifar10_jpeg,
     load_cifar100,
     load_mnist,
     load_mnist_images,
 )
-from flatwise_papers.data.folder import DataFile, read_file
+from flatwise_papers.data.files import DataFile, cached_pixels, read_file
 from flatwise_papers.data.images import channel_statistics, images_of
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -336,7 +337,7 @@ def test_cache_that_cannot_be_made(jpegs, tmp_path):
 def test_cached_pixels_are_writable_and_of_their_shape(tmp_path):
     made = np.arange(6, dtype=np.uint8).reshape(2, 3)
     for _ in range(2):
-        found = cache.cached_pixels("six", (2, 3), lambda: made)
+        found = cached_pixels("six", (2, 3), lambda: made)
         assert np.array_equal(found, made)
         assert found.flags.writeable
 

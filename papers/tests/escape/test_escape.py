@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flatwise
-from flatwise_papers.escape.escape import (
+from flatwise_papers.escape.theory import (
     EscapeTime,
     determinant_ratio,
     leap_escape_time,

@@ -10,11 +10,14 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
-from flatwise_papers.escape.plots_escape import plot_escape_law, plot_survival
-from flatwise_papers.escape.plots_test_functions import plot_optimization_paths
-from flatwise_papers.escape.test_function_paths import OPTIMIZERS, optimization_paths
-from flatwise_papers.escape.test_functions import BEALE_LIKE, TWO_WELLS
-from flatwise_papers.escape.waiting_times import FittedLaw, WaitingTimes
+from flatwise_papers.escape.test_functions import (
+    BEALE_LIKE,
+    OPTIMIZERS,
+    TWO_WELLS,
+    optimization_paths,
+    plot_optimization_paths,
+)
+from flatwise_papers.escape.waiting_times import FittedLaw, WaitingTimes, plot_escape_law, plot_survival
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import flatwise
-from flatwise_papers.escape.escape_simulation import simulate_escape, simulate_occupancy
+from flatwise_papers.escape.double_well import DoubleWell, exact_escape, simulate_escape, simulate_occupancy
 from flatwise_papers.escape.waiting_times import exponential_test
-from flatwise_papers.escape.wells import DoubleWell, exact_escape
 
 
 def asymmetric():

@@ -6,14 +6,18 @@ import pytest
 import torch
 
 import flatwise
-from flatwise_papers.escape.test_function_paths import (
+from flatwise_papers.escape.test_functions import (
+    ACKLEY,
+    BEALE_LIKE,
     OPTIMIZERS,
+    SINE_RASTRIGIN,
+    TEST_FUNCTIONS,
+    TWO_WELLS,
     OptimizationPaths,
     optimization_paths,
     paired_p_value,
     share_table,
 )
-from flatwise_papers.escape.test_functions import ACKLEY, BEALE_LIKE, SINE_RASTRIGIN, TEST_FUNCTIONS, TWO_WELLS
 
 by_function = pytest.mark.parametrize("function", TEST_FUNCTIONS, ids=lambda function: function.name)
 

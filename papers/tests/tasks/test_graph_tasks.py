@@ -16,14 +16,22 @@ from flatwise.study.arms import Arm
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.registry import get_task
 from flatwise.study.task import SettingsError
-from flatwise.study.tasks import graphs
 from flatwise.study.tasks.classification import DataError
 from flatwise.study.tasks.training import percent_wrong
 from flatwise.study.trial import Trial
-from flatwise_papers.data import NodeClassification, planetoid
-from flatwise_papers.data.sparse import SparseMatrix
-from flatwise_papers.tasks.graph_models import Dropout, build_graph_network, propagation
-from flatwise_papers.tasks.graphs import GRAPH_SETTINGS, GRAPH_TASKS, GraphSettings, train_graph_network
+from flatwise_papers.data import NodeClassification
+from flatwise_papers.data import graphs as planetoid
+from flatwise_papers.data.graphs import SparseMatrix
+from flatwise_papers.tasks import graphs
+from flatwise_papers.tasks.graphs import (
+    GRAPH_SETTINGS,
+    GRAPH_TASKS,
+    Dropout,
+    GraphSettings,
+    build_graph_network,
+    propagation,
+    train_graph_network,
+)
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 NAMES = ("Cora", "CiteSeer", "PubMed")

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from flatwise.study.tasks.training import Dropout
 from flatwise_papers.tasks.image_models import IMAGE_MODELS, build_image_model
-from flatwise_papers.tasks.image_models.resnet_cifar import Block, resnet_cifar
-from flatwise_papers.tasks.image_models.wide_resnet import wide_resnet
+from flatwise_papers.tasks.residual_networks import CifarBlock, resnet_cifar, wide_resnet
 
 # With 10 classes. From the literature where it counts exactly; WRN and DenseNet-121 by public implementations.
 PARAMETERS = {
@@ -89,7 +88,7 @@ def test_last_features_are_as_small_as_published(name, size):
 
 
 def test_option_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros():
-    block = Block(4, 8, stride=2).eval()
+    block = CifarBlock(4, 8, stride=2).eval()
     nn.init.zeros_(block.bn2.weight)  # the convolutions add nothing: the shortcut alone is left
     x = torch.randn(2, 4, 6, 6)
     expected = torch.zeros(2, 8, 3, 3)
@@ -101,7 +100,7 @@ def test_option_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros()
 
 
 def test_a_block_adds_its_input():
-    block = Block(4, 4, stride=1).eval()
+    block = CifarBlock(4, 4, stride=1).eval()
     x = torch.randn(2, 4, 6, 6)
     y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     assert torch.equal(block(x), F.relu(x + y))

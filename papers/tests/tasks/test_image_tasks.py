@@ -9,37 +9,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_tasks import FakeTrial, equal
 from torch import nn
 from torch.nn import functional as F
 
+import flatwise_papers.tasks.augmentation as augmentation_module
+import flatwise_papers.tasks.images as images_module
+from fake_trial import FakeTrial, equal
 from flatwise import methods
 from flatwise.study.arms import Arm
 from flatwise.study.flatness import FlatnessSettings
-from flatwise.study.registry import TASKS
+from flatwise.study.registry import get_task
 from flatwise.study.task import SettingsError
 from flatwise.study.tasks import training as running
 from flatwise.study.trial import Trial
-from flatwise_papers.data import cifar
-from flatwise_papers.data.folder import DataFile, read_file
-from flatwise_papers.data.images import images_of
-from flatwise_papers.tasks import image_batches, image_training
+from flatwise_papers.data.files import DataFile, read_file
+from flatwise_papers.data.images import SHA256, decode_jpegs, images_of
 from flatwise_papers.tasks.augmentation import (
     Augmentation,
+    Batch,
     Box,
     Crops,
+    DropoutImageSettings,
+    FlatnessBatches,
+    ImageSettings,
     Mixture,
+    TrainingBatches,
     clipped_box,
     crop_windows,
     cropped,
     cut_out,
     mix,
 )
-from flatwise_papers.tasks.image_batches import Batch, FlatnessBatches, TrainingBatches
 from flatwise_papers.tasks.image_models import IMAGE_MODELS, ImageModel
-from flatwise_papers.tasks.image_settings import DropoutImageSettings, ImageSettings
-from flatwise_papers.tasks.image_training import error_percent, train_images
-from flatwise_papers.tasks.images import IMAGE_TASKS
+from flatwise_papers.tasks.images import IMAGE_TASKS, error_percent, train_images
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 BY_NAME = {task.name: task for task in IMAGE_TASKS}
@@ -48,7 +50,7 @@ QUICK = ImageSettings(epochs=2, batch_size=16, learning_rate=0.05)
 
 def tiny(classes, *, dropout=0.0, generator=None):
     """A network with all that matters, for images of any size."""
-    from flatwise_papers.tasks.image_models.layers import GlobalAverage, dropout_layer
+    from flatwise_papers.tasks.residual_networks import GlobalAverage, dropout_layer
 
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
@@ -271,7 +273,7 @@ def test_data_are_left_as_they_are(data):
 
 
 def test_flatness_batches_are_the_first_images_and_can_be_read_again(data, monkeypatch):
-    monkeypatch.setattr(image_batches, "FLATNESS_BATCH", 30)
+    monkeypatch.setattr(augmentation_module, "FLATNESS_BATCH", 30)
     batches = FlatnessBatches(data)
     for _ in range(2):
         x, y = zip(*batches, strict=True)
@@ -321,7 +323,7 @@ def test_arms_of_a_seed_see_the_same_images_and_masks(data, monkeypatch):
         trial = Trial(Arm("arm", *([perturbation] if perturbation else [])), 3)
         with monkeypatch.context() as patched:
             batches = SeeingTrial(3, patched).batches
-            patched.setattr(image_training, "build_image_model", keeping_masks(masks))
+            patched.setattr(images_module, "build_image_model", keeping_masks(masks))
             train_images(trial, DROPOUT.updated(ALL), data, model="tiny")
         seen.append((trial, batches))
     (vanilla, plain), (leap, noisy) = seen
@@ -400,19 +402,19 @@ def test_train_loss_is_the_mean_over_images(data, monkeypatch):
 
 
 def test_error_counts_all_batches_with_running_statistics(data, monkeypatch):
-    monkeypatch.setattr(image_training, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(images_module, "EVALUATION_BATCH", 7)
     model = tiny(4).eval()
     expected = 100 * (model(data.normalised(data.val_x)).argmax(1) != data.val_y).double().mean().item()
     assert error_percent(model, data, data.val_x, data.val_y) == pytest.approx(expected)
     modes = []
-    monkeypatch.setattr(image_training, "error_percent", lambda network, *a: modes.append(network.training) or 1.0)
+    monkeypatch.setattr(images_module, "error_percent", lambda network, *a: modes.append(network.training) or 1.0)
     run(data)
     assert modes == [False] * 4
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_have_no_error_rate(data, monkeypatch, value):
-    monkeypatch.setattr(image_training, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(images_module, "EVALUATION_BATCH", 7)
     broken = data.train_x[3]
 
     def network(x):
@@ -444,7 +446,7 @@ def test_seconds_are_those_of_training_alone(data, monkeypatch):
         clock[0] += 1
         return loss(*args)
 
-    monkeypatch.setattr(image_training, "error_percent", slow_evaluation)
+    monkeypatch.setattr(images_module, "error_percent", slow_evaluation)
     monkeypatch.setattr(Batch, "loss", slow_loss)
     assert [epoch["seconds"] for epoch in run(data).epochs] == [5, 5]
 
@@ -544,7 +546,7 @@ def test_names_summaries_and_what_is_judged():
     for name in ("cifar10-resnet20", "cifar10-jpeg-resnet20", "cifar100-densenet-bc-100-12", "mnist-nin"):
         assert BY_NAME[name].name == name
     for name, task in BY_NAME.items():
-        assert TASKS[name] is task
+        assert get_task(name).train is task.train
         assert (task.metric, task.validation_metric, task.unit, task.better) == (
             "test_error",
             "val_error",
@@ -590,10 +592,10 @@ def test_digits_are_never_mirrored(name, monkeypatch):
 def test_resnet20_learns_real_images():
     splits = []
     for name, chosen in (("train.npz", slice(0, 200)), ("train.npz", slice(200, 250))):
-        file = DataFile(name=name, sha256=cifar.SHA256[name], folders=("cifar10-jpeg",), mirrors=())
+        file = DataFile(name=name, sha256=SHA256[name], folders=("cifar10-jpeg",), mirrors=())
         with np.load(io.BytesIO(read_file(file, SHARED)), allow_pickle=False) as arrays:
             offsets = arrays["offsets"][chosen.start : chosen.stop + 1]
-            splits.append((cifar.decode_jpegs(arrays["jpeg"], offsets), arrays["labels"][chosen]))
+            splits.append((decode_jpegs(arrays["jpeg"], offsets), arrays["labels"][chosen]))
     data = images_of(splits[0], splits[1], splits[1], classes=10)
     task = BY_NAME["cifar10-jpeg-resnet20"]
     trial = FakeTrial(seed=1)

@@ -13,6 +13,17 @@ from rich.table import Table
 
 from flatwise.cli.program import FAILED, INTERRUPTED, app, fail
 from flatwise.report.terminal import terminal
+from flatwise.studies import (
+    ExecutorChoice,
+    all_failed,
+    export_study,
+    find_study,
+    folder_of,
+    report_study,
+    run_study,
+    show_status,
+    status_of,
+)
 from flatwise.study.arms import ArmError
 from flatwise.study.executors import ExecutorError
 from flatwise.study.export import ExportError
@@ -21,6 +32,7 @@ from flatwise.study.registry import (
     PluginError,
     UnknownStudyError,
     UnknownTaskError,
+    known_studies,
     load_study,
     packaged_studies,
     study_text,
@@ -30,20 +42,11 @@ from flatwise.study.store import StoreError
 from flatwise.study.task import SettingsError
 from flatwise.study.tasks.classification import DataError
 from flatwise.study.trial import TrialError
-from flatwise.study_workflow import (
-    ExecutorChoice,
-    export_study,
-    find_study,
-    folder_of,
-    report_study,
-    run_study,
-    show_status,
-    status_of,
-)
-from flatwise.workflow import all_failed
 
 
-class _Executor(str, Enum):
+class ExecutorOption(str, Enum):
+    """Where trials run."""
+
     local = "local"
     processes = "processes"
     ray = "ray"
@@ -60,7 +63,7 @@ Cells = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the trials and the report \\[default: runs/NAME].")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of data files \\[default: FLATWISE_DATA, else a download].")]
-Where = Annotated[_Executor, typer.Option("--executor", help="Where trials run.")]
+Where = Annotated[ExecutorOption, typer.Option("--executor", help="Where trials run.")]
 Workers = Annotated[int | None, typer.Option(help="With processes: how many \\[default: one per core].")]
 Address = Annotated[str | None, typer.Option(help="With ray: the cluster, host:port or auto \\[default: a local Ray].")]
 Cpus = Annotated[float | None, typer.Option(help="With ray: CPUs of a trial \\[default: 1].")]
@@ -75,7 +78,7 @@ def run(
     study: Study,
     cell: Cells = None,
     out: Out = None,
-    executor: Where = _Executor.local,
+    executor: Where = ExecutorOption.local,
     workers: Workers = None,
     address: Address = None,
     cpus_per_trial: Cpus = None,
@@ -105,8 +108,12 @@ def studies(
         if name is not None:
             typer.echo(study_text(name), nl=False)
             return
+        texts = packaged_studies()
+        if not texts:
+            typer.echo(known_studies(texts))
+            return
         table = Table("study", "what it repeats", "runs on", box=None)
-        for study in map(load_study, packaged_studies()):
+        for study in map(load_study, texts):
             on_gpu = any((study.settings | cell.settings).get("device") == "cuda" for cell in study.cells)
             table.add_row(study.name, study.title, "a GPU" if on_gpu else "a CPU")
         terminal().print(table)

@@ -16,7 +16,6 @@ from flatwise.report.table import (
     ArmStyle,
     Cell,
     Column,
-    Look,
     Row,
     Table,
     cell,
@@ -169,7 +168,7 @@ def arm_rows(
     )
 
 
-_KIND_LOOKS: dict[str, Look] = {"vanilla": "", "method": "strong", "control": "dim"}
+_KIND_LOOKS = {"vanilla": "", "method": "strong", "control": "dim"}
 
 
 def kind_of(comparison: Comparison, arm: ArmSummary) -> str:

@@ -34,9 +34,8 @@ from flatwise.report.plot import (
 )
 from flatwise.report.table import ArmStyle, with_unit
 from flatwise.stats import UNTESTED, Judgement
-from flatwise.study.comparison import ArmSummary, Comparison
-from flatwise.study.flatness_summary import FlatnessSummary, Measure
-from flatwise.study.records import Record
+from flatwise.study.comparison import ArmSummary, Comparison, FlatnessSummary, Measure
+from flatwise.study.store import Record
 
 _NOT_METRICS = ("scheduled_lr", "effective_lr", "seconds")
 
@@ -347,7 +346,7 @@ def against_metric_and_rate(comparison: Comparison, flatness: FlatnessSummary) -
     """Every measure, by its label, against the judged metric (left) and the mean effective learning rate (right)."""
     metric = _final_metric(comparison)
     rates = {arm: [rate] * len(comparison.seeds) for arm, rate in flatness.rate.items()}
-    sides = {metric_label(comparison): metric, "mean learning rate": rates}
+    sides: dict[str, Mapping[str, Sequence[float]]] = {metric_label(comparison): metric, "mean learning rate": rates}
     return {measure.label: _scatter(comparison, measure, sides) for measure in flatness.measures}
 
 
@@ -358,10 +357,9 @@ def _scatter(comparison: Comparison, measure: Measure, sides: Mapping[str, Mappi
     for arm, of in zip(comparison.arms, measure.arms, strict=True):
         name, color = escape(arm.name), styles[arm.name].color
         for column, side in enumerate(sides.values(), start=1):
-            x, place = side[arm.name], {"row": 1, "col": column}
-            hover = "%{x:.4~g}, %{y:.4~g}"
-            add_seeds(figure, x, of.values, name, color, hollow=arm.is_control, seeds=seeds, hover=hover, **place)
-            add_mean(figure, _mean(x), of.mean, name, color, f"means {hover}", **place)
+            x, hover = side[arm.name], "%{x:.4~g}, %{y:.4~g}"
+            add_seeds(figure, x, of.values, name, color, hollow=arm.is_control, seeds=seeds, hover=hover, col=column)
+            add_mean(figure, _mean(x), of.mean, name, color, f"means {hover}", col=column)
     lay_out(figure, height=320, y=measure.label, values=[floats(of.values) for of in measure.arms])
     figure.update_yaxes(title_text="", col=2)
     for column, (title, side) in enumerate(sides.items(), start=1):

@@ -35,8 +35,7 @@ from flatwise.report.table import (
     p_equals,
 )
 from flatwise.stats import UNTESTED, Correlation, Judgement, Verdict
-from flatwise.study.comparison import ArmSummary, Comparison
-from flatwise.study.flatness_summary import ArmFlatness, FlatnessSummary, Measure
+from flatwise.study.comparison import ArmFlatness, ArmSummary, Comparison, FlatnessSummary, Measure
 
 # With fewer points a partial rank correlation has no interval.
 FEWEST_ARMS = 5

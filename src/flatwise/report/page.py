@@ -50,11 +50,11 @@ from flatwise.report.tuning import (
     value_words,
 )
 from flatwise.study.comparison import Comparison
-from flatwise.study.files import written_whole
-from flatwise.study.records import Record
+from flatwise.study.export import written_whole
 from flatwise.study.registry import Section, get_task
 from flatwise.study.results import CellResult
 from flatwise.study.spec import StudySpec
+from flatwise.study.store import Record
 
 OVERVIEW = "report.html"
 CELLS = "cells"

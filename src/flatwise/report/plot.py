@@ -101,7 +101,16 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def add_seeds(
-    figure: go.Figure, x: Any, y: Any, name: str, color: str, *, hollow: bool, seeds: list[str], hover: str, **at: int
+    figure: go.Figure,
+    x: Any,
+    y: Any,
+    name: str,
+    color: str,
+    *,
+    hollow: bool,
+    seeds: list[str],
+    hover: str,
+    col: int | None = None,
 ) -> None:
     """Draw a dot per seed.
 
@@ -113,7 +122,7 @@ def add_seeds(
         hollow: whether the dots are hollow: those of a control.
         seeds: each dot's seed, for the text under the mouse.
         hover: what that says below the arm and the seed.
-        **at: row and column of a figure that has them.
+        col: column, from 1, of a figure that has several.
     """
     figure.add_scatter(
         x=floats(x),
@@ -128,12 +137,21 @@ def add_seeds(
             "line": {"color": color, "width": 1.2},
         },
         hovertemplate=f"<b>{name}</b>, %{{customdata}}<br>{hover}<extra></extra>",
-        **at,
+        row=None if col is None else 1,
+        col=col,
     )
 
 
 def add_mean(
-    figure: go.Figure, x: float, y: float, name: str, color: str, hover: str, *, filled: bool = True, **at: int
+    figure: go.Figure,
+    x: float,
+    y: float,
+    name: str,
+    color: str,
+    hover: str,
+    *,
+    filled: bool = True,
+    col: int | None = None,
 ) -> None:
     """Draw a mean as a diamond; nothing where it is not finite. For the arguments see :func:`add_seeds`."""
     if math.isfinite(x) and math.isfinite(y):
@@ -150,7 +168,8 @@ def add_mean(
                 "line": {"color": "white" if filled else color, "width": 1.4},
             },
             hovertemplate=f"<b>{name}</b><br>{hover}<extra></extra>",
-            **at,
+            row=None if col is None else 1,
+            col=col,
         )
 
 

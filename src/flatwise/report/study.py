@@ -21,7 +21,7 @@ from flatwise.report.comparison import (
     verdict_of,
     whose_gain,
 )
-from flatwise.report.table import NOTHING, Cell, Column, Look, Row, Table, cell, listing, plural
+from flatwise.report.table import NOTHING, Cell, Column, Row, Table, cell, listing, plural
 from flatwise.report.tuning import configuration_words, is_tuned, search_lines, seeds_words
 from flatwise.stats import UNTESTED
 from flatwise.study.comparison import ArmSummary, Comparison
@@ -215,7 +215,7 @@ def _beside_control(comparison: Comparison, arm: ArmSummary) -> Iterable[Cell]:
     return *judged_cells(comparison, arm), (*verdict, *cell((numbers, "dim")))
 
 
-_STAGES: dict[str, Look] = {"tuning": "inconclusive", "final runs": "", "done": "helps"}
+_STAGES: dict[str] = {"tuning": "inconclusive", "final runs": "", "done": "helps"}
 
 
 def status_table(statuses: Sequence[CellStatus]) -> Table:

@@ -14,14 +14,10 @@ import rich.table
 from rich import box
 from rich.text import Text
 
-from flatwise.stats import Verdict
-
 NOTHING = "—"
 
-# How a line of a cell looks: by its verdict, or one of "strong", "dim", "caution", "alert" and "note".
-Look: TypeAlias = Verdict | Literal["", "strong", "dim", "caution", "alert", "note"]
-
-_STYLES: dict[str, str] = {
+# How a line of a cell looks on the terminal, by its look; one without a style, such as "note", is plain.
+_STYLES = {
     "helps": "bold green",
     "hurts": "bold red",
     "inconclusive": "yellow",
@@ -44,17 +40,18 @@ class Line:
 
     Attributes:
         text: what it says. A page escapes it, unless it is :class:`markupsafe.Markup`.
-        look: how it is shown; a verdict is a badge on a page.
+        look: how it is shown: by a verdict, which is a badge on a page, or as ``"strong"``, ``"dim"``,
+            ``"caution"``, ``"alert"`` or ``"note"``.
     """
 
     text: str
-    look: Look = ""
+    look: str = ""
 
 
 Cell: TypeAlias = tuple[Line, ...]
 
 
-def cell(*lines: str | tuple[str, Look]) -> Cell:
+def cell(*lines: str | tuple[str, str]) -> Cell:
     """A cell of one or more lines, each a text or a text and its look; empty lines are left out."""
     pairs = [("", line) if isinstance(line, str) else (line[1], line[0]) for line in lines]
     return tuple(Line(text, look) for look, text in pairs if text)

@@ -14,11 +14,10 @@ from flatwise.report.plot import Array, escape, floats, lay_out, value_axis
 from flatwise.report.table import NOTHING, Column, Row, Table, cell, listing, number_of, plural
 from flatwise.stats import Better
 from flatwise.study.arms import VANILLA
-from flatwise.study.plan import Tuned
+from flatwise.study.plan import TuningResult
 from flatwise.study.results import CellResult
 from flatwise.study.search import Configuration
-from flatwise.study.spec import Choices, Range, Space, StudySpec, Times
-from flatwise.study.spec.space import Value, grid_size
+from flatwise.study.spec import Choices, Range, Space, StudySpec, Times, Value, grid_size
 from flatwise.study.task import Task
 
 # A sampler never draws a range's very end: this share of the range counts as its edge.
@@ -37,7 +36,7 @@ class Search:
 
     name: str
     space: Space
-    tuned: Tuned
+    tuned: TuningResult
 
 
 def searches_of(study: StudySpec, result: CellResult) -> list[Search]:
@@ -80,7 +79,7 @@ def _search_row(search: Search) -> Row:
     )
 
 
-def configurations_table(tuned: Tuned, label: str) -> Table:
+def configurations_table(tuned: TuningResult, label: str) -> Table:
     """All configurations of a search, for a page."""
     rows = []
     for index, (configuration, value) in enumerate(zip(tuned.configurations, tuned.values, strict=True)):
@@ -110,7 +109,7 @@ def search_lines(study: StudySpec, result: CellResult) -> list[str]:
 # Warnings
 
 
-def search_warnings(tuned: Tuned, space: Space) -> list[str]:
+def search_warnings(tuned: TuningResult, space: Space) -> list[str]:
     """What to know before a search's choice is trusted, in sentences."""
     failed = sum(not math.isfinite(value) for value in tuned.values)
     if failed == len(tuned.values):
@@ -141,7 +140,7 @@ def search_warnings(tuned: Tuned, space: Space) -> list[str]:
     return found
 
 
-def edge_of(key: str, tuned: Tuned, space: Space) -> str | None:
+def edge_of(key: str, tuned: TuningResult, space: Space) -> str | None:
     """``"lowest"`` or ``"highest"`` where the chosen value of ``key`` has no neighbour on that side, else ``None``.
 
     Zero is no edge: below it there is no rate, decay or spread to try.
@@ -274,7 +273,7 @@ _SCALE = ((0.0, "#0b5a8f"), (0.5, "#7fb6da"), (1.0, "#e6eef4"))
 _MOST_TICKS = 9
 
 
-def search_figures(tuned: Tuned, label: str, better: Better, *, is_grid: bool) -> dict[str, go.Figure]:
+def search_figures(tuned: TuningResult, label: str, better: Better, *, is_grid: bool) -> dict[str, go.Figure]:
     """Figures of one search by what they show.
 
     Args:
@@ -293,7 +292,7 @@ def search_figures(tuned: Tuned, label: str, better: Better, *, is_grid: bool) -
     return {key: _over(tuned, key, label, better, joined=joined) for key in tuned.space}
 
 
-def _over(tuned: Tuned, key: str, label: str, better: Better, *, joined: bool) -> go.Figure:
+def _over(tuned: TuningResult, key: str, label: str, better: Better, *, joined: bool) -> go.Figure:
     """The validation value over one setting; a line joins the points of a grid."""
     figure = go.Figure()
     y = floats(tuned.values)
@@ -351,11 +350,11 @@ def _over(tuned: Tuned, key: str, label: str, better: Better, *, joined: bool) -
     return figure
 
 
-def _told(tuned: Tuned, index: int) -> str:
+def _told(tuned: TuningResult, index: int) -> str:
     return f"<b>{escape(configuration_words(tuned.configurations[index]))}</b>"
 
 
-def _heatmap(tuned: Tuned, label: str, better: Better) -> go.Figure:
+def _heatmap(tuned: TuningResult, label: str, better: Better) -> go.Figure:
     """A cell per configuration, coloured by its rank: one value that explodes would leave the others one colour."""
     across, down = tuned.space
     columns, rows = _distinct(tuned, across), _distinct(tuned, down)
@@ -407,7 +406,7 @@ def _heatmap(tuned: Tuned, label: str, better: Better) -> go.Figure:
     return figure
 
 
-def _distinct(tuned: Tuned, key: str) -> list[Value]:
+def _distinct(tuned: TuningResult, key: str) -> list[Value]:
     """The values of one setting: numbers from low to high, others in the order of the grid."""
     found = list(dict.fromkeys(configuration[key] for configuration in tuned.configurations))
     return sorted(found, key=float) if all(map(_is_number, found)) else found

@@ -1,14 +1,13 @@
-"""What is known by name: tasks and studies, flatwise's own and those of other packages.
+"""Tasks and studies by name: flatwise's own task, and what other packages add.
 
-Other packages add tasks, packaged studies, and a section of a study's report.
-
-A package names a :class:`Plugin` in its ``pyproject.toml``::
+A package adds tasks, packaged studies, and a section of a study's report by naming a :class:`Plugin` in its
+``pyproject.toml``::
 
     [project.entry-points."flatwise.plugins"]
     mine = "my_package.plugin:PLUGIN"
 
-From then on ``flatwise compare`` and ``flatwise run`` know its tasks and studies by name. flatwise-papers, which has the
-papers' experiments, is found in this way.
+``flatwise compare`` and ``flatwise run`` then know its tasks and studies by name. flatwise-papers, which has the
+papers' experiments, is such a package.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ import functools
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +30,8 @@ from rich.console import RenderableType
 
 from flatwise.study.comparison import Comparison
 from flatwise.study.hints import did_you_mean
-from flatwise.study.spec import StudySpec, parse_study
+from flatwise.study.spec import StudySpec
+from flatwise.study.study_file import parse_study
 from flatwise.study.task import Task
 from flatwise.study.tasks.classification import DIGITS_MLP
 
@@ -51,7 +51,7 @@ class PluginError(Exception):
 
 
 class Section(Protocol):
-    """What a plugin adds to the report of a study."""
+    """A section that a plugin adds to the report of a study."""
 
     @property
     def headline(self) -> str:
@@ -78,18 +78,21 @@ class Plugin:
     """What a package adds.
 
     Attributes:
-        tasks: by name.
-        studies: gives the text of study files by the studies' names. Default: none.
-        check: called before a study is run; raises :class:`flatwise.study.spec.StudyError` for one that the section
-            could not be made of. Default: nothing is checked.
-        section: makes the report's section of a study and of what is judged so far, by cell; ``None`` where it has
-            nothing to say. Default: no section.
+        tasks: tasks; each is known by its own name.
+        studies: returns the text of study files by the studies' names. Default: no studies.
+        check: called before a study is run; raises :class:`flatwise.study.spec.StudyError` if the section cannot be
+            made for this study. Default: no check.
+        section: makes the report's section from a study and the comparisons so far, by cell; ``None`` if it has
+            nothing to say about the study. Default: no section.
     """
 
-    tasks: Mapping[str, Task] = field(default_factory=dict)
+    tasks: Sequence[Task] = ()
     studies: Callable[[], Mapping[str, str]] = dict
     check: Callable[[StudySpec], None] | None = None
     section: Callable[[StudySpec, Mapping[str, Comparison]], Section | None] | None = None
+
+
+TASKS: dict[str, Task] = {DIGITS_MLP.name: DIGITS_MLP}
 
 
 @functools.cache
@@ -97,35 +100,66 @@ def plugins() -> Mapping[str, Plugin]:
     """The installed plugins, by their entry points' names.
 
     Raises:
-        PluginError: one cannot be imported or is no :class:`Plugin`.
+        PluginError: one cannot be imported, is no :class:`Plugin`, or has the name or a task's name of another one.
     """
-    found = {}
+    found: dict[str, Plugin] = {}
+    owners = dict.fromkeys(TASKS, "flatwise")
     for point in sorted(metadata.entry_points(group=GROUP)):
-        try:
-            plugin = point.load()
-        except Exception as error:
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        plugin = _loaded(point, package)
+        if point.name in found:
             raise PluginError(
-                f"the plugin '{point.name}' ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(plugin, Plugin):
-            raise PluginError(f"the plugin '{point.name}' ({point.value}) is a {type(plugin).__name__}, not a Plugin")
-        code = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-        named = {name: replace(task, code=code) for name, task in plugin.tasks.items()}
-        found[point.name] = replace(plugin, tasks=named)
+                f"two packages have a plugin named '{point.name}', {package} is one: uninstall one of them"
+            )
+        for task in plugin.tasks:
+            _claim(owners, "task", task.name, package)
+        # A trial is known by the version of the package that its task comes from.
+        found[point.name] = replace(plugin, tasks=[replace(task, code=package) for task in plugin.tasks])
     return found
 
 
-TASKS: dict[str, Task] = {DIGITS_MLP.name: DIGITS_MLP}
+def _loaded(point: metadata.EntryPoint, package: str) -> Plugin:
+    try:
+        plugin = point.load()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PluginError(
+            f"the plugin '{point.name}' of {package} cannot be imported from {point.value} ({reason}): repair the "
+            "package, or uninstall it"
+        ) from error
+    if not isinstance(plugin, Plugin):
+        raise PluginError(
+            f"the plugin '{point.name}' of {package} must be a flatwise.study.registry.Plugin, but {point.value} is a "
+            f"{type(plugin).__name__}: repair the package, or uninstall it"
+        )
+    return plugin
+
+
+def _claim(owners: dict[str, str], what: str, name: str, package: str) -> None:
+    """Note whose a name is; every name must be one package's alone."""
+    if name in owners:
+        both = f"twice in {package}" if owners[name] == package else f"in {owners[name]} and in {package}"
+        raise PluginError(f"there is a {what} '{name}' {both}: rename one of the two, or uninstall a package")
+    owners[name] = package
 
 
 def all_tasks() -> dict[str, Task]:
     """The built-in task and those of all plugins, by name."""
-    return TASKS | {name: task for plugin in plugins().values() for name, task in plugin.tasks.items()}
+    return TASKS | {task.name: task for plugin in plugins().values() for task in plugin.tasks}
 
 
 def packaged_studies() -> dict[str, str]:
-    """The text of the study files of all plugins, by name: table 2 before table 10."""
-    texts = {name: text for plugin in plugins().values() for name, text in plugin.studies().items()}
+    """The text of the study files of all plugins, by name: table 2 before table 10.
+
+    Raises:
+        PluginError: two plugins have a study of the same name.
+    """
+    texts: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for plugin_name, plugin in plugins().items():
+        for name, text in plugin.studies().items():
+            _claim(owners, "study", name, f"the plugin '{plugin_name}'")
+            texts[name] = text
     return {name: texts[name] for name in sorted(texts, key=_numbers_by_value)}
 
 
@@ -137,9 +171,14 @@ def study_text(name: str) -> str:
     """
     texts = packaged_studies()
     if name not in texts:
-        names = f"The studies are {', '.join(texts)}." if texts else "No package with studies is installed."
-        raise UnknownStudyError(f"there is no study '{name}': {did_you_mean(name, texts)}{names}{_more('studies')}")
+        raise UnknownStudyError(f"there is no study {name!r}: {did_you_mean(name, texts)}{known_studies(texts)}")
     return texts[name]
+
+
+def known_studies(names: Iterable[str]) -> str:
+    """A sentence with the packaged studies' names, and where to get the papers' if they are not installed."""
+    listed = ", ".join(names)
+    return (f"The studies are {listed}." if listed else "No studies are installed.") + _more("studies")
 
 
 def load_study(name: str) -> StudySpec:
@@ -157,7 +196,7 @@ def _numbers_by_value(name: str) -> list[tuple[bool, int, str]]:
 
 
 def _more(what: str) -> str:
-    """Where the papers' tasks and studies are, for whoever looks for them without the package that has them."""
+    """Where to get the papers' tasks and studies, if they are not installed."""
     return "" if "papers" in plugins() else f" The papers' {what} are in flatwise-papers: pip install flatwise-papers"
 
 
@@ -182,19 +221,18 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    for plugin in plugins().values():
-        if name in plugin.tasks:
-            return plugin.tasks[name]
+    known = all_tasks()
+    if name in known:
+        return known[name]
     remembered = _REMEMBERED.get()
     if ":" in name and remembered is not None:
         if name not in remembered:
-            raise UnknownTaskError(f"nothing of the task '{name}' was run yet, and only `flatwise run` imports it")
+            raise UnknownTaskError(f"nothing of the task {name!r} was run yet, and only `flatwise run` imports it")
         return remembered[name]
     if ":" in name:
         return _import_task(name)
-    known = list(all_tasks())
     raise UnknownTaskError(
-        f"there is no task '{name}': {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
+        f"there is no task {name!r}: {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
     )
 
 
@@ -204,7 +242,7 @@ def _import_task(name: str) -> Task:
     if folder not in sys.path:  # as `python -m` does
         sys.path.insert(0, folder)
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise UnknownTaskError(f"'{name}' names no task: expected module:attribute, as in my_tasks:RIDGE")
+        raise UnknownTaskError(f"{name!r} names no task: expected module:attribute, as in my_tasks:RIDGE")
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -19,8 +19,7 @@ import numpy.typing as npt
 import torch
 
 from flatwise.study.tasks.classification import Classification, DataError
-from flatwise_papers.data.cache import cached_pixels
-from flatwise_papers.data.folder import ENVIRONMENT_VARIABLE, DataFile, read_file
+from flatwise_papers.data.files import ENVIRONMENT_VARIABLE, DataFile, cached_pixels, read_file
 
 FOLDERS = ("imdb", "")
 ARCHIVE = DataFile(

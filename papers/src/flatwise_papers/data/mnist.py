@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flatwise.study.tasks.classification import Classification, DataError, Pixels, normalised
-from flatwise_papers.data.folder import DataFile, read_file
+from flatwise_papers.data.files import DataFile, read_file
 from flatwise_papers.data.images import Images, images_of
 
 MIRRORS = (

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
-from flatwise_papers.escape.escape import (
+from flatwise_papers.escape.double_well import (
+    DoubleWell,
+    ExactEscape,
+    Occupancy,
+    exact_escape,
+    simulate_escape,
+    simulate_occupancy,
+)
+from flatwise_papers.escape.test_functions import (
+    OPTIMIZERS,
+    TEST_FUNCTIONS,
+    OptimizationPaths,
+    ReachedShare,
+    TestFunction,
+    optimization_paths,
+    paired_p_value,
+    plot_optimization_paths,
+    share_table,
+)
+from flatwise_papers.escape.theory import (
     EscapeTime,
     determinant_ratio,
     leap_escape_time,
@@ -10,20 +29,15 @@ from flatwise_papers.escape.escape import (
     selection_probabilities,
     sgd_escape_time,
 )
-from flatwise_papers.escape.escape_simulation import Occupancy, simulate_escape, simulate_occupancy
-from flatwise_papers.escape.plots_escape import plot_escape_law, plot_survival
-from flatwise_papers.escape.plots_test_functions import plot_optimization_paths
-from flatwise_papers.escape.test_function_paths import (
-    OPTIMIZERS,
-    OptimizationPaths,
-    ReachedShare,
-    optimization_paths,
-    paired_p_value,
-    share_table,
+from flatwise_papers.escape.waiting_times import (
+    ExponentialTest,
+    FittedLaw,
+    WaitingTimes,
+    exponential_test,
+    fit_law,
+    plot_escape_law,
+    plot_survival,
 )
-from flatwise_papers.escape.test_functions import TEST_FUNCTIONS, TestFunction
-from flatwise_papers.escape.waiting_times import ExponentialTest, FittedLaw, WaitingTimes, exponential_test, fit_law
-from flatwise_papers.escape.wells import DoubleWell, ExactEscape, exact_escape
 
 __all__ = [
     "OPTIMIZERS",

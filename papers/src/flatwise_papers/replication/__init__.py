@@ -1,10 +1,23 @@
 """Replication: the papers' tables as data, studies that repeat them, and a ledger of what became of each claim."""
 
-from flatwise_papers.replication.claims import Claim, Reported, find_claims
-from flatwise_papers.replication.ledger import Entry, Ledger, LedgerError, build_ledger
+from flatwise_papers.replication.claims import (
+    Claim,
+    PaperRow,
+    PaperTableError,
+    Reported,
+    find_claims,
+    find_row,
+    read_paper_tables,
+)
+from flatwise_papers.replication.ledger import (
+    Entry,
+    Ledger,
+    LedgerError,
+    build_ledger,
+    ledger_markdown,
+    write_ledger_csv,
+)
 from flatwise_papers.replication.rules import BaselineCheck, Measured
-from flatwise_papers.replication.tables import PaperRow, PaperTableError, find_row, read_paper_tables
-from flatwise_papers.replication.tabulate import ledger_markdown, write_ledger_csv
 
 __all__ = [
     "BaselineCheck",

@@ -1,13 +1,172 @@
-"""What a study's papers claim: for each cell and arm the paper's result, and the result that it is held against."""
+"""The papers' tables as data, and what a study's papers claim: for each cell and arm a result and its baseline."""
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Literal
 
 from flatwise.stats import welch_interval
-from flatwise.study.spec import ArmSpec, CellSpec, PaperSpec, StudySpec
-from flatwise_papers.replication.tables import PaperRow, PaperTableError, find_row, parse_settings
+from flatwise.study.hints import did_you_mean
+from flatwise.study.spec import ArmSpec, CellSpec, PaperSpec, StudyError, StudySpec
+
+# What a claim can be made of. The tables also print BLEU, IoU and seconds.
+METRICS = ("accuracy", "error")
+
+
+class PaperTableError(StudyError):
+    """No row of the papers' tables, or more than one, is what was asked for. The message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaperRow:
+    """One printed result.
+
+    Attributes:
+        paper, table: where it is printed, such as ``"leap"``, ``"3"``.
+        dataset, model, optimizer, schedule: its cell, in the paper's spelling; empty where the paper says nothing.
+        arm: ``"vanilla"``, a method such as ``"leap"``, or several with ``+`` between, such as ``"ralr+cutout"``.
+        settings: its settings, such as ``{"keep": "0.5"}``; a value that the paper does not state is empty.
+        metric: such as ``"error"`` or ``"accuracy"``.
+        mean, sd: as printed, in percent where the metric is one of ``METRICS``; ``sd`` is ``None`` where none is.
+        runs: number of runs; ``None`` where not stated.
+        batch_size, epochs: ``None`` where not stated.
+        notes: what the paper leaves open, and how it was read.
+    """
+
+    paper: str
+    table: str
+    dataset: str
+    model: str
+    optimizer: str
+    schedule: str
+    arm: str
+    settings: Mapping[str, str]
+    metric: str
+    mean: float
+    sd: float | None
+    runs: int | None
+    batch_size: int | None
+    epochs: int | None
+    notes: str
+
+    @property
+    def error(self) -> float:
+        """The mean as an error in percent: 100 − accuracy for an accuracy.
+
+        Raises:
+            PaperTableError: the metric is not one of ``METRICS``.
+        """
+        if self.metric not in METRICS:
+            raise PaperTableError(f"{_place(self)}: {self.metric} cannot be compared with an error in percent")
+        return self.mean if self.metric == "error" else 100 - self.mean
+
+
+@cache
+def read_paper_tables() -> tuple[PaperRow, ...]:
+    """All rows, in the order of the file that comes with the package."""
+    text = resources.files("flatwise_papers.replication").joinpath("paper_tables.csv").read_text(encoding="utf-8")
+    return tuple(_row(line) for line in csv.DictReader(text.splitlines()))
+
+
+def find_row(paper: PaperSpec) -> PaperRow:
+    """Return the one row of errors or accuracies that ``paper`` describes.
+
+    A field that is not set can be anything. Of ``settings``, ``key=value`` with ``;`` between, a row must have all and
+    may have more. ``baseline`` is not looked at. Rows that a table prints twice count as one.
+
+    Args:
+        paper: what the row says; ``paper`` and ``table`` at least, or it will hardly be one.
+
+    Raises:
+        PaperTableError: there is no such row, or several; names the field, and the closest of its values.
+    """
+    rows: Sequence[PaperRow] = [row for row in read_paper_tables() if row.metric in METRICS]
+    asked: list[str] = []
+    for field in ("paper", "table", "dataset", "model", "optimizer", "schedule", "arm"):
+        value = getattr(paper, field)
+        if value is None:
+            continue
+        found = [row for row in rows if getattr(row, field) == value]
+        if not found:
+            raise PaperTableError(_nothing(field, value, [getattr(row, field) for row in rows], asked))
+        rows = found
+        asked.append(f"{field} {value!r}")
+    if paper.settings:
+        items = parse_settings(paper.settings).items()
+        found = [row for row in rows if items <= row.settings.items()]
+        if not found:
+            raise PaperTableError(_nothing("settings", paper.settings, map(_settings_text, rows), asked))
+        rows = found
+    if len({(row.arm, row.model, row.dataset, row.error, row.sd, row.runs) for row in rows}) > 1:
+        raise PaperTableError(_several(rows, asked))
+    return rows[0]
+
+
+def parse_settings(text: str) -> dict[str, str]:
+    """``"alpha=8;beta=0.6"`` as a dictionary; the values stay text.
+
+    Raises:
+        PaperTableError: a part is not ``key=value``.
+    """
+    settings = {}
+    for part in filter(None, text.split(";")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise PaperTableError(
+                f"settings of a paper are key=value with ';' between, as in alpha=8;beta=0.6; got {text!r}"
+            )
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+_DISTINGUISHING = ("paper", "table", "dataset", "model", "optimizer", "schedule", "arm", "settings")
+
+
+def _row(line: dict[str, str]) -> PaperRow:
+    as_percent = 100 if "unit=fraction" in line["notes"] and line["metric"] in METRICS else 1
+    return PaperRow(
+        **{field: line[field] for field in ("paper", "table", "dataset", "model", "optimizer", "schedule", "arm")},
+        settings=parse_settings(line["settings"]),
+        metric=line["metric"],
+        mean=float(line["mean"]) * as_percent,
+        sd=float(line["std"]) * as_percent if line["std"] else None,
+        runs=int(line["runs"]) if line["runs"] else None,
+        batch_size=int(line["batch_size"]) if line["batch_size"] else None,
+        epochs=int(line["epochs"]) if line["epochs"] else None,
+        notes=line["notes"],
+    )
+
+
+def _nothing(field: str, value: str, known: Iterable[str], asked: Sequence[str]) -> str:
+    names = list(dict.fromkeys(name for name in known if name))
+    where = f" with {', '.join(asked)}" if asked else ""
+    hint = did_you_mean(value, names)
+    return f"the papers' tables have no error of {field} {value!r}{where}: {hint}There are {', '.join(names) or 'none'}"
+
+
+def _several(rows: Sequence[PaperRow], asked: Sequence[str]) -> str:
+    ways = [field for field in _DISTINGUISHING if len({_value(row, field) for row in rows}) > 1]
+    told = f"{len(rows)} rows of the papers' tables have {', '.join(asked) or 'that'}: "
+    if not ways:
+        return told + "they differ in what a study file cannot say, such as the batch size"
+    return told + f"say which by {' or '.join(ways)}, such as {ways[0]} = {_value(rows[0], ways[0])!r}"
+
+
+def _settings_text(row: PaperRow) -> str:
+    return ";".join(f"{key}={value}" for key, value in row.settings.items())
+
+
+def _value(row: PaperRow, field: str) -> str:
+    return _settings_text(row) if field == "settings" else str(getattr(row, field))
+
+
+def _place(row: PaperRow) -> str:
+    return f"{row.paper}, table {row.table}, {row.dataset}, {row.model}"
+
 
 Epoch = Literal["last", "best", "not stated"]
 

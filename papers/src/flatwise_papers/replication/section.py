@@ -13,7 +13,6 @@ from flatwise.report.table import (
     NOTHING,
     Cell,
     Column,
-    Look,
     Row,
     Table,
     cell,
@@ -30,7 +29,7 @@ from flatwise_papers.replication.ledger import Verdict
 _PLACES = 2  # as the papers print them
 
 # How a verdict looks: as the verdict of a comparison that is as good or as bad.
-_LOOKS: dict[Verdict, Look] = {
+_LOOKS: dict[Verdict, str] = {
     "reproduced": "helps",
     "not reproduced": "hurts",
     "inconclusive": "inconclusive",

@@ -1,1 +1,1 @@
-"""The papers' models and data as tasks: the tables themselves are studies."""
+"""The papers' models and data as tasks of flatwise."""

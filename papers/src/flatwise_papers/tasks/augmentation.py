@@ -1,19 +1,75 @@
-"""Augmentation of training images, a whole batch at a time, on whatever device they are.
-
-What is drawn is drawn by :class:`Augmentation` on the CPU, so that it is the same on every device. What is done with it
-is done by functions without randomness.
-"""
+"""Settings of image tasks, and the batches of an epoch: shuffled, augmented and normalised on the device."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 from torch import Tensor
 from torch.nn import functional as F
 
-from flatwise_papers.tasks.image_settings import ImageSettings
+from flatwise.study.task import ClassificationSettings
+from flatwise.study.tasks.training import disturb_labels
+from flatwise_papers.data import Images
+
+
+class ImageSettings(ClassificationSettings):
+    """Settings of an image task.
+
+    Attributes:
+        augment: whether every training image is padded by 4 black pixels on each side, cropped to its size at a random
+            place, and mirrored with probability 0.5 (not on MNIST, where a mirrored digit is no digit).
+        cutout: side of the square hole that is cut into every training image at a random place, in pixels; 0: none.
+            RALR's paper has 8 on CIFAR-100.
+        mixup: α of the Beta(α, α) distribution of the weights by which pairs of images and their losses are mixed, one
+            weight for a batch; 0: none. RALR's paper has 1.
+        cutmix: α of the Beta(α, α) distribution of the share of an image that a box from another one leaves, one box
+            for a batch; 0: none. RALR's paper has 1. Not together with mixup.
+        cutmix_probability: probability in (0, 1] that a batch is mixed by ``cutmix``; default 0.5, as in RALR's paper.
+        label_smoothing: in [0, 1): share of the target that is spread evenly over all classes. RALR's paper has 0.1.
+        precision: of the forward pass. ``"float32"``; ``"bfloat16"`` or ``"float16"``: mixed precision by autocast,
+            with parameters in float32. With ``"float16"`` the loss is scaled, and a step whose gradients are not finite
+            is left out: it draws no noise and does not count as a step of the perturbation.
+        channels_last: whether images and kernels are stored with the channels last, which some devices are faster with.
+    """
+
+    augment: bool = True
+    cutout: int = Field(default=0, ge=0)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    cutmix_probability: float = Field(default=0.5, gt=0, le=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+
+    @field_validator("cutmix")
+    @classmethod
+    def _one_mixture(cls, cutmix: float, info: ValidationInfo) -> float:
+        if cutmix and info.data.get("mixup"):
+            raise PydanticCustomError("cutmix", "mixup is on too: set one of the two to 0")
+        return cutmix
+
+    @field_validator("cutmix_probability")
+    @classmethod
+    def _has_cutmix(cls, probability: float, info: ValidationInfo) -> float:
+        if probability != cls.model_fields["cutmix_probability"].default and info.data.get("cutmix") == 0:
+            raise PydanticCustomError("cutmix", "cutmix is off: set cutmix, as in cutmix = 1")
+        return probability
+
+
+class DropoutImageSettings(ImageSettings):
+    """Settings of an image task whose model has dropout.
+
+    Attributes:
+        dropout: probability in [0, 1) that a feature is dropped; which features, each model says. 0: none.
+    """
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
 
 PADDING = 4
 
@@ -164,3 +220,104 @@ def mix(images: Tensor, mixture: Mixture) -> Tensor:
     inside = (slice(None), slice(None), slice(box.top, box.bottom), slice(box.left, box.right))
     images[inside] = images[inside][partner]
     return images
+
+
+FLATNESS_BATCH = 500
+
+
+class Batch(NamedTuple):
+    """A batch of training images.
+
+    Attributes:
+        x: normalised images, float32, shape ``(batch, channels, height, width)``.
+        y: their classes, int64, shape ``(batch,)``.
+        partner_y: classes of what they are mixed with; ``None`` where they are not mixed.
+        weight: of ``y`` in the loss; ``partner_y`` has the rest.
+    """
+
+    x: Tensor
+    y: Tensor
+    partner_y: Tensor | None
+    weight: float
+
+    def loss(self, outputs: Tensor, label_smoothing: float) -> Tensor:
+        """Return the mean cross-entropy of a model's outputs, shape ``(batch, classes)``, over the batch."""
+        loss = F.cross_entropy(outputs, self.y, label_smoothing=label_smoothing)
+        if self.partner_y is None:
+            return loss
+        other = F.cross_entropy(outputs, self.partner_y, label_smoothing=label_smoothing)
+        return self.weight * loss + (1 - self.weight) * other
+
+
+class TrainingBatches:
+    """The training images, epoch after epoch, each time in a new order and newly augmented.
+
+    All of an epoch's random numbers but those of the mixtures go to the device at its start, none within a step.
+
+    Args:
+        data: on the device of the model.
+        settings: batch size and augmentation.
+        order: generator of the order, of the CPU.
+        augmentation: what draws the augmentation.
+        label_noise: generator of which labels are wrong, of the CPU.
+    """
+
+    def __init__(
+        self,
+        data: Images,
+        settings: ImageSettings,
+        order: torch.Generator,
+        augmentation: Augmentation,
+        label_noise: torch.Generator,
+    ) -> None:
+        self.data = data
+        self.settings = settings
+        self.order = order
+        self.augmentation = augmentation
+        self.label_noise = label_noise
+        self._windows = crop_windows(data.train_x) if settings.augment else None
+
+    def epoch(self) -> Iterator[Batch]:
+        """Yield every training image once; the last batch holds what is left."""
+        data, settings, augmentation = self.data, self.settings, self.augmentation
+        images, _, height, width = data.train_x.shape
+        device = data.train_x.device
+        size = settings.batch_size
+        labels = disturb_labels(data.train_y, settings.label_noise, data.classes, self.label_noise)
+        rows = torch.randperm(images, generator=self.order).to(device)
+        # Each holds one row an image, in the order in which the epoch uses them.
+        crops = [part.to(device) for part in augmentation.crops(images)] if settings.augment else []
+        holes = augmentation.holes(images, height, width).to(device) if settings.cutout else None
+        for start in range(0, images, size):
+            here = slice(start, start + size)
+            batch = rows[here]
+            y = labels[batch]
+            if self._windows is None:
+                x = data.train_x[batch]
+            else:
+                x = cropped(self._windows, batch, Crops(*(part[here] for part in crops)))
+            x = data.normalised(x)
+            if holes is not None:
+                x = cut_out(x, holes[:, here], settings.cutout)
+            mixture = augmentation.mixture(len(batch), height, width)
+            if mixture is None:
+                yield Batch(x, y, None, 1.0)
+            else:
+                mixture = mixture._replace(partner=mixture.partner.to(device))
+                yield Batch(mix(x, mixture), y, y[mixture.partner], mixture.weight)
+
+
+class FlatnessBatches:
+    """The training images in the data set's order, 500 at a time, not augmented: the same for every arm and seed.
+
+    Normalised while they are read, since all of them as floats would take much memory.
+    """
+
+    def __init__(self, data: Images) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and classes."""
+        x, y = torch.split(self.data.train_x, FLATNESS_BATCH), torch.split(self.data.train_y, FLATNESS_BATCH)
+        for images, classes in zip(x, y, strict=True):
+            yield self.data.normalised(images), classes

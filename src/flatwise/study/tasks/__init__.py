@@ -1,1 +1,1 @@
-"""What tasks are made of, and the built-in one."""
+"""The built-in task, and what training functions of other packages can use of it."""
