@@ -215,7 +215,7 @@ def _beside_control(comparison: Comparison, arm: ArmSummary) -> Iterable[Cell]:
     return *judged_cells(comparison, arm), (*verdict, *cell((numbers, "dim")))
 
 
-_STAGES: dict[str] = {"tuning": "inconclusive", "final runs": "", "done": "helps"}
+_STAGES = {"tuning": "inconclusive", "final runs": "", "done": "helps"}
 
 
 def status_table(statuses: Sequence[CellStatus]) -> Table:
