@@ -28,13 +28,12 @@ from flatwise.report.comparison import (
     difference_unit,
     headline,
     metric_label,
-    results_table,
     summary_lines,
     warnings,
 )
 from flatwise.report.page import render_page, write_page
 from flatwise.report.plot import to_json
-from flatwise.report.table import Column, Row, Table, cell, mean_and_sd, number, p_value
+from flatwise.report.table import Column, Table, cell, mean_and_sd, number, p_value, row
 from flatwise.study.comparison import ArmSummary, Comparison
 from report_samples import NAN, SEEDS, arm_summary, judgement, sample, with_verdicts
 
@@ -204,8 +203,7 @@ def test_an_arms_name_is_no_markup(comparison):
 
 def test_a_table_as_markdown():
     table = Table(
-        (Column(cell("arm"), "name"), Column(cell("final", "mean"))),
-        (Row((cell("a|b"), cell("1.0", ("best 0.9", "dim")))), Row((cell("c"), cell("")))),
+        (Column("arm", "name"), Column("final\nmean")), (row("a|b", cell("1.0", ("best 0.9", "dim"))), row("c", ""))
     )
     assert table.to_markdown() == "| arm | final<br>mean |\n|---|---|\n| a\\|b | 1.0<br>best 0.9 |\n| c |  |"
 
@@ -639,7 +637,7 @@ def test_page_says_what_the_table_and_the_sentences_say(comparison, page):
         assert line in text
     for arm in comparison.arms:
         assert arm.description in text
-    for part in texts(results_table(comparison)):
+    for part in texts(comparison_table(comparison)) + texts(control_table(comparison)):
         assert part in text
     for part in ("3 failed", "88: 85 finished, 3 failed", "needs 46 to 140 seeds", "test_error is nan after epoch 11"):
         assert part in text

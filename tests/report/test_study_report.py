@@ -23,7 +23,6 @@ from flatwise.report.progress import LiveProgress
 from flatwise.report.study import (
     final_words,
     method_lines,
-    overview_table,
     status_table,
     study_headline,
     study_table,
@@ -371,12 +370,12 @@ def test_overview_has_every_cell_arm_and_claim(results, ledger, overview):
     text = Elements(overview).text
     counts = Counter[str]()
     for result in results[:2]:
-        for row in overview_table([result], str).rows[1:]:
+        for row in study_table([result], str).rows[1:]:
             assert row.kind != "control"
             counts[row.cells[1][0].text] += 1
     for value, count in counts.items():
         assert text.count(value) >= count
-    for part in texts(overview_table(results, str)):
+    for part in texts(study_table(results, str)):
         assert part in text
     for part in [line for each in texts(ledger_table(ledger, str)) for line in each.split("\n")]:
         assert part in text

@@ -26,14 +26,14 @@ from flatwise.report.table import (
     number,
     p_equals,
     p_value,
+    row,
     with_unit,
 )
 from flatwise.stats import UNTESTED, Judgement, Verdict
 from flatwise.study.comparison import ArmSummary, Comparison
 from flatwise.study.hints import seeds_range_words, settle_words
 
-ARM = Column(cell("arm"), "name")
-VERDICT = Column(cell("verdict"), "verdict")
+ARM = Column("arm", "name")
 
 
 def decimals(comparison: Comparison) -> int:
@@ -84,73 +84,46 @@ def arm_styles(comparison: Comparison) -> dict[str, ArmStyle]:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The table "Does it help?" for the terminal: every arm against vanilla.
+    """The table "Does it help?": every arm against vanilla.
 
     Two lines per row keep it within 80 columns: the interval stands under the difference, the best epoch's metric,
     which is chosen on test data, dim under the final epoch's, and the number of seeds under the time.
     """
 
     def cells(arm: ArmSummary) -> Iterable[Cell]:
-        n = (f"{arm.n} of {arm.n + arm.failed}", "alert") if arm.failed else (str(arm.n), "dim")
-        best = f"best {number(arm.best_mean, decimals(comparison))}"
-        return cell(final(comparison, arm), (best, "dim")), *judged_cells(comparison, arm), cell(_time(arm), n)
+        yield cell(final(comparison, arm), (f"best {number(arm.best_mean, decimals(comparison))}", "dim"))
+        yield from judged_cells(comparison, arm)
+        time = f"{arm.time_ratio:.2f}×" if math.isfinite(arm.time_ratio) else NOTHING
+        yield cell(time, (f"{arm.n} of {arm.n + arm.failed}", "alert") if arm.failed else (str(arm.n), "dim"))
 
+    metric = Column(f"{metric_label(comparison)}\nbest epoch", label=comparison.metric)
+    time = Column("time\nn", label="time, n")
     return Table(
+        (ARM, metric, *judged_columns("minus vanilla", difference_unit(comparison)), time),
+        arm_rows(comparison, comparison.arms, cells),
         title="Does it help?",
         note="Final epoch, mean ± sd over seeds. Dim: the best epoch, chosen on test data, so optimistic and never "
         "judged. Differences are paired by seed, with their 95 % interval. p: sign-flip and skewness-adjusted t test, "
         "the larger of the two, corrected (Holm). Time: per epoch, ÷ vanilla's. n: seeds that finished.",
         spaced=True,
-        columns=(
-            ARM,
-            Column(cell(metric_label(comparison), ("best epoch", "dim"))),
-            *judged_columns("minus vanilla", difference_unit(comparison)),
-            Column(cell("time", "n")),
-        ),
-        rows=arm_rows(comparison, comparison.arms, cells),
     )
 
 
 def control_table(comparison: Comparison) -> Table:
-    """The table "Is it the noise, or the mean rate?" for the terminal: every method against its control."""
+    """The table "Is it the noise, or the mean rate?": every method against the control at its own mean rate."""
     return Table(
+        (ARM, *judged_columns("minus its control", difference_unit(comparison))),
+        arm_rows(comparison, methods(comparison), lambda arm: judged_cells(comparison, arm, control=True)),
         title="Is it the noise, or the mean rate?",
         note="A control has the method's mean rate and no randomness. A gain over vanilla that the control has too is "
         "the rate's. Tested where there is a verdict against vanilla.",
         spaced=True,
-        columns=(ARM, *judged_columns("minus its control", difference_unit(comparison))),
-        rows=arm_rows(comparison, methods(comparison), lambda arm: judged_cells(comparison, arm, control=True)),
     )
 
 
-def results_table(comparison: Comparison) -> Table:
-    """Both tables in one, for a page."""
-
-    def cells(arm: ArmSummary) -> Iterable[Cell]:
-        difference, _, verdict = judged_cells(comparison, arm, control=True)
-        return (
-            cell(final(comparison, arm)),
-            *judged_cells(comparison, arm),
-            *(difference, verdict),
-            cell((number(arm.best_mean, decimals(comparison)), "dim")),
-            cell(_time(arm)),
-            cell(str(arm.n), f"{arm.failed} failed" if arm.failed else ""),
-        )
-
-    unit = difference_unit(comparison)
-    difference, _, _ = judged_columns("minus its control", unit, page=True)
-    return Table(
-        columns=(
-            ARM,
-            Column(cell(metric_label(comparison), "final epoch", "mean ± sd")),
-            *judged_columns("minus vanilla", unit, page=True),
-            *(difference, Column(cell("verdict against", "its control"), "verdict")),
-            Column(cell("best epoch", "chosen on", "test data")),
-            Column(cell("time per", "epoch", "÷ vanilla")),
-            Column(cell("n")),
-        ),
-        rows=arm_rows(comparison, comparison.arms, cells),
-    )
+def has_controls(comparison: Comparison) -> bool:
+    """Whether there is something to show in :func:`control_table`."""
+    return any(arm.control is not None for arm in comparison.arms)
 
 
 def arm_rows(
@@ -158,22 +131,18 @@ def arm_rows(
     arms: Iterable[ArmSummary],
     cells: Callable[[ArmSummary], Iterable[Cell]],
     indent: str = "",
-) -> tuple[Row, ...]:
+) -> list[Row]:
     """A row for each of ``arms``: its name, and what ``cells`` says of it."""
     styles = arm_styles(comparison)
-    return tuple(
-        Row((cell((indent + arm.name, _KIND_LOOKS[kind])), *cells(arm)), kind, styles[arm.name])
-        for arm in arms
-        for kind in [kind_of(comparison, arm)]
-    )
+    rows = []
+    for arm in arms:
+        kind = "vanilla" if arm is comparison.arms[0] else "control" if arm.is_control else "method"
+        name = cell((indent + arm.name, _KIND_LOOKS[kind]))
+        rows.append(row(name, *cells(arm), kind=kind, style=styles[arm.name]))
+    return rows
 
 
 _KIND_LOOKS = {"vanilla": "", "method": "strong", "control": "dim"}
-
-
-def kind_of(comparison: Comparison, arm: ArmSummary) -> str:
-    """``"vanilla"``, ``"method"`` or ``"control"``."""
-    return "vanilla" if arm is comparison.arms[0] else "control" if arm.is_control else "method"
 
 
 def final(comparison: Comparison, arm: ArmSummary) -> str:
@@ -181,13 +150,10 @@ def final(comparison: Comparison, arm: ArmSummary) -> str:
     return mean_and_sd(arm.mean, arm.sd, decimals(comparison))
 
 
-def judged_columns(against: str, unit: str, *, page: bool = False) -> tuple[Column, Column, Column]:
-    """The columns of :func:`judged_cells`; a page has the room to say more in their headers."""
-    return (
-        Column(cell(against, f"({unit})" if unit else "", "95 % interval" if page else ""), label=against),
-        Column(cell("corrected", "p") if page else cell("p"), label="corrected p"),
-        Column(cell("verdict"), "verdict"),
-    )
+def judged_columns(against: str, unit: str) -> list[Column]:
+    """The columns of :func:`judged_cells`."""
+    difference = Column(f"{against}\n({unit})" if unit else against, label=against)
+    return [difference, Column("p", label="corrected p"), Column("verdict", "verdict")]
 
 
 def judged_cells(comparison: Comparison, arm: ArmSummary, *, control: bool = False) -> tuple[Cell, Cell, Cell]:
@@ -205,16 +171,12 @@ def judged_cells(comparison: Comparison, arm: ArmSummary, *, control: bool = Fal
     )
 
 
-def _time(arm: ArmSummary) -> str:
-    return f"{arm.time_ratio:.2f}×" if math.isfinite(arm.time_ratio) else NOTHING
-
-
 def _why_no_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
     return "the baseline" if arm is comparison.arms[0] else "not compared"
 
 
 def _why_no_control(comparison: Comparison, arm: ArmSummary) -> str:
-    if kind_of(comparison, arm) != "method":
+    if arm is comparison.arms[0] or arm.is_control:
         return ""
     if arm.control is None:
         return "no control"
@@ -365,6 +327,12 @@ def summary_lines(comparison: Comparison) -> list[str]:
         " ".join(filter(None, (_against_vanilla(comparison, arm), _against_control(comparison, arm))))
         for arm in methods(comparison)
     ]
+
+
+def named_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """The summary lines of a comparison, each with its method's name apart."""
+    pairs = zip(methods(comparison), summary_lines(comparison), strict=True)
+    return [(arm.name, line.removeprefix(arm.name)) for arm, line in pairs]
 
 
 def methods(comparison: Comparison) -> list[ArmSummary]:

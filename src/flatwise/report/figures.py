@@ -11,27 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from flatwise.report.comparison import (
-    NEUTRAL,
-    arm_styles,
-    difference_unit,
-    methods,
-    metric_label,
-    verdict_note,
-)
-from flatwise.report.plot import (
-    Array,
-    add_difference,
-    add_mean,
-    add_seeds,
-    escape,
-    floats,
-    lay_out,
-    lay_out_differences,
-    translucent,
-    value_axis,
-    write,
-)
+from flatwise.report import plot
+from flatwise.report.comparison import NEUTRAL, arm_styles, difference_unit, methods, metric_label, verdict_note
 from flatwise.report.table import ArmStyle, with_unit
 from flatwise.stats import UNTESTED, Judgement
 from flatwise.study.comparison import ArmSummary, Comparison, FlatnessSummary, Measure
@@ -58,13 +39,13 @@ def learning_curves(comparison: Comparison, metric: str) -> go.Figure:
     figure = go.Figure()
     styles = arm_styles(comparison)
     is_judged = metric == comparison.metric
-    drawn: list[Array] = []
+    drawn: list[plot.Array] = []
     last = 1
     for arm in comparison.arms:
         records = [record for record in comparison.records if record.arm == arm.name]
         epochs, values = _curves([record for record in records if record.status == "finished"], metric)
         if epochs:
-            unit = f" {escape(comparison.unit)}" if is_judged and comparison.unit else ""
+            unit = f" {plot.escape(comparison.unit)}" if is_judged and comparison.unit else ""
             _add_mean_and_range(figure, arm.name, styles[arm.name], epochs, values, unit)
             drawn.append(values)
             last = max(last, epochs[-1])
@@ -72,7 +53,7 @@ def learning_curves(comparison: Comparison, metric: str) -> go.Figure:
             if record.status == "failed":
                 _add_failed_seed(figure, styles[arm.name], record, metric)
     label = metric_label(comparison, metric)
-    lay_out(figure, height=380 if is_judged else 320, x="epoch", y=label, values=drawn)
+    plot.lay_out(figure, height=380 if is_judged else 320, x="epoch", y=label, values=drawn)
     margin = 0.03 * max(1, last - 1)
     figure.update_xaxes(range=[1 - margin, last + margin])
     # Two views, as plotly's relayout takes them: the whole curves, and their last half.
@@ -80,24 +61,24 @@ def learning_curves(comparison: Comparison, metric: str) -> go.Figure:
     views = {"whole": ([1 - margin, last + margin], drawn), "last half": ([(1 + last) / 2, last + margin / 2], halves)}
     figure.update_layout(
         meta={
-            name: {"xaxis.range": x} | {f"yaxis.{key}": value for key, value in value_axis(shown).items()}
+            name: {"xaxis.range": x} | {f"yaxis.{key}": value for key, value in plot.value_axis(shown).items()}
             for name, (x, shown) in views.items()
         }
     )
     return figure
 
 
-def _curves(records: Sequence[Record], metric: str) -> tuple[list[int], Array]:
+def _curves(records: Sequence[Record], metric: str) -> tuple[list[int], plot.Array]:
     """The epochs (from 1) at which any of ``records`` reports ``metric``, and the values: a row per record."""
     length = max((len(record.epochs) for record in records), default=0)
     padded = [[*record.epochs, *[{}] * (length - len(record.epochs))] for record in records]
     epochs = [index for index in range(length) if any(metric in epochs[index] for epochs in padded)]
     values = [[float(epochs_of[index].get(metric, math.nan)) for index in epochs] for epochs_of in padded]
-    return [index + 1 for index in epochs], floats(values).reshape(len(records), len(epochs))
+    return [index + 1 for index in epochs], plot.floats(values).reshape(len(records), len(epochs))
 
 
 def _add_line(
-    figure: go.Figure, epochs: list[int], values: Array, name: str, style: ArmStyle, width: float, **more: Any
+    figure: go.Figure, epochs: list[int], values: plot.Array, name: str, style: ArmStyle, width: float, **more: Any
 ) -> None:
     """Draw a line over epochs; a single epoch as a dot."""
     look = {"mode": "lines" if len(epochs) > 1 else "markers", "name": name}
@@ -106,14 +87,14 @@ def _add_line(
 
 
 def _add_mean_and_range(
-    figure: go.Figure, arm: str, style: ArmStyle, epochs: list[int], values: Array, unit: str
+    figure: go.Figure, arm: str, style: ArmStyle, epochs: list[int], values: plot.Array, unit: str
 ) -> None:
     # A seed that is NaN at an epoch makes the mean NaN there: a gap in the line, not a mean over fewer seeds.
     means, lows, highs = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-    name = escape(arm)
+    name = plot.escape(arm)
     if len(values) > 1:
         edge = {"mode": "lines", "legendgroup": arm, "showlegend": False, "hoverinfo": "skip"}
-        band = {"fill": "tonexty", "fillcolor": translucent(style.color, 0.13)}
+        band = {"fill": "tonexty", "fillcolor": plot.translucent(style.color, 0.13)}
         _add_line(figure, epochs, lows, f"{name}: lowest seed", style, 0, **edge)
         _add_line(figure, epochs, highs, f"{name}: highest seed", style, 0, **edge, **band)
     hover = (
@@ -130,7 +111,7 @@ def _add_failed_seed(figure: go.Figure, style: ArmStyle, record: Record, metric:
     if not len(finite):
         return
     is_last = [index == finite[-1] for index in range(len(epochs))]
-    name = f"{escape(record.arm)}: seed {record.seed} failed"
+    name = f"{plot.escape(record.arm)}: seed {record.seed} failed"
     _add_line(
         figure,
         epochs,
@@ -163,7 +144,7 @@ def effective_rates(comparison: Comparison) -> dict[str, go.Figure]:
     styles = arm_styles(comparison)
     controls = {arm.name for arm in comparison.arms if arm.is_control}
     # Wide and pale, so that an effective rate that equals it is seen on top of it.
-    scheduled = ArmStyle(translucent(NEUTRAL, 0.45), "solid")
+    scheduled = ArmStyle(plot.translucent(NEUTRAL, 0.45), "solid")
     figures = {}
     for arm in methods(comparison):
         paths = [
@@ -174,15 +155,16 @@ def effective_rates(comparison: Comparison) -> dict[str, go.Figure]:
             paths.append((arm.control, "effective_lr", arm.control, styles[arm.control], 1.8))
         figure = go.Figure()
         drawn = []
-        for of, key, name, style, width in paths:
+        for of, key, label, style, width in paths:
             record = _first_record(comparison, of)
             epochs, values = _curves([] if record is None else [record], key)
             if record is not None and epochs:
-                hover = f"<b>{escape(name)}</b>, seed {record.seed}<br>epoch %{{x}}: rate %{{y:.4~g}}<extra></extra>"
-                _add_line(figure, epochs, values[0], escape(name), style, width, hovertemplate=hover)
+                name = plot.escape(label)
+                hover = f"<b>{name}</b>, seed {record.seed}<br>epoch %{{x}}: rate %{{y:.4~g}}<extra></extra>"
+                _add_line(figure, epochs, values[0], name, style, width, hovertemplate=hover)
                 drawn.append(values)
         if drawn:
-            lay_out(figure, height=250, x="epoch", values=drawn)
+            plot.lay_out(figure, height=250, x="epoch", values=drawn)
             figures[arm.name] = figure
     return figures
 
@@ -221,16 +203,16 @@ def _differences(comparison: Comparison, judged: Sequence[tuple[ArmSummary, str,
     unit = difference_unit(comparison)
     reach: list[float] = []
     for index, (arm, baseline, judgement) in enumerate(judged):
-        row, name, color = -float(index), escape(arm.name), styles[arm.name].color
-        write(figure, f"<b>{name}</b>{_untested_words(judgement)}", row + 0.36)
+        row, name = -float(index), plot.escape(arm.name)
+        plot.write(figure, f"<b>{name}</b>{_untested_words(judgement)}", row + 0.36)
         pairs = paired_seeds(comparison, arm.name, baseline, judgement)
-        hover = f"%{{x:+.5~g}} {escape(unit)}"
+        hover = f"%{{x:+.5~g}} {plot.escape(unit)}"
         heights = [row - 0.02 + _spread(position) for position in range(len(pairs))]
-        add_seeds(figure, judgement.differences, heights, name, color, hollow=arm.is_control, seeds=pairs, hover=hover)
+        plot.add_seeds(figure, judgement.differences, heights, name, styles[arm.name], pairs, hover)
         reach += [value for value in judgement.differences if math.isfinite(value)]
-        reach += add_difference(figure, judgement, row - 0.25, name, color, unit)
+        reach += plot.add_difference(figure, judgement, row - 0.25, name, styles[arm.name].color, unit)
     top = 0.58
-    lay_out_differences(figure, comparison, zero, reach, (top - len(judged), top), 96 + 56 * len(judged))
+    plot.lay_out_differences(figure, comparison, zero, reach, (top - len(judged), top), 96 + 56 * len(judged))
     figure.update_yaxes(tickvals=[top - index for index in range(len(judged) + 1)])  # lines between the rows
     return figure
 
@@ -277,18 +259,18 @@ def _forest(comparisons: Sequence[Comparison]) -> go.Figure:
     reach: list[float] = []
     row = 0.0
     for comparison in comparisons:
-        task, styles, unit = escape(comparison.task), arm_styles(comparison), difference_unit(comparison)
+        task, styles, unit = plot.escape(comparison.task), arm_styles(comparison), difference_unit(comparison)
         judged = [(arm.name, arm.vs_vanilla) for arm in methods(comparison) if arm.vs_vanilla is not None]
         if judged and len(comparisons) > 1:
-            write(figure, f"<b>{task}</b>", row, size=13)
+            plot.write(figure, f"<b>{task}</b>", row, size=13)
             row -= 0.8
         for arm, judgement in judged:
-            write(figure, escape(arm) + _untested_words(judgement), row + 0.22)
-            name, shown = f"{task}: {escape(arm)}", judgement.verdict in ("helps", "hurts")
-            reach += add_difference(figure, judgement, row - 0.2, name, styles[arm].color, unit, filled=shown)
+            plot.write(figure, plot.escape(arm) + _untested_words(judgement), row + 0.22)
+            name, shown = f"{task}: {plot.escape(arm)}", judgement.verdict in ("helps", "hurts")
+            reach += plot.add_difference(figure, judgement, row - 0.2, name, styles[arm].color, unit, filled=shown)
             row -= 1
     bottom, top = row + 0.5, 0.55
-    lay_out_differences(figure, comparisons[0], "vanilla", reach, (bottom, top), round(96 + 34 * (top - bottom)))
+    plot.lay_out_differences(figure, comparisons[0], "vanilla", reach, (bottom, top), round(96 + 34 * (top - bottom)))
     figure.update_yaxes(showgrid=False)
     return figure
 
@@ -322,19 +304,18 @@ def _strip(comparison: Comparison, values: Mapping[str, Sequence[float]]) -> go.
     names = [arm.name for arm in comparison.arms]
     seeds = [f"seed {seed}" for seed in comparison.seeds]
     for row, arm in enumerate(comparison.arms):
-        name, color, x = escape(arm.name), styles[arm.name].color, values[arm.name]
-        heights = [-row] * len(seeds)
-        add_seeds(figure, x, heights, name, color, hollow=arm.is_control, seeds=seeds, hover="%{x:.4~g}")
-        add_mean(figure, _mean(x), -row, name, color, "mean %{x:.4~g}")
+        name, style, x = plot.escape(arm.name), styles[arm.name], values[arm.name]
+        plot.add_seeds(figure, x, [-row] * len(seeds), name, style, seeds, "%{x:.4~g}")
+        plot.add_mean(figure, _mean(x), -row, name, style.color, "mean %{x:.4~g}")
     vanilla = _mean(values[names[0]])
     if math.isfinite(vanilla):
         figure.add_vline(x=vanilla, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below")
-    lay_out(figure, height=56 + 26 * len(names))
-    figure.update_xaxes(tickangle=0, **value_axis([floats(list(values.values())).ravel()]))
+    plot.lay_out(figure, height=56 + 26 * len(names))
+    figure.update_xaxes(tickangle=0, **plot.value_axis([plot.floats(list(values.values())).ravel()]))
     figure.update_yaxes(
         range=[0.6 - len(names), 0.6],
         tickvals=[-row for row in range(len(names))],
-        ticktext=[escape(name) for name in names],
+        ticktext=[plot.escape(name) for name in names],
         showgrid=False,
         fixedrange=True,
     )
@@ -355,16 +336,16 @@ def _scatter(comparison: Comparison, measure: Measure, sides: Mapping[str, Mappi
     styles = arm_styles(comparison)
     seeds = [f"seed {seed}" for seed in comparison.seeds]
     for arm, of in zip(comparison.arms, measure.arms, strict=True):
-        name, color = escape(arm.name), styles[arm.name].color
+        name, style = plot.escape(arm.name), styles[arm.name]
         for column, side in enumerate(sides.values(), start=1):
             x, hover = side[arm.name], "%{x:.4~g}, %{y:.4~g}"
-            add_seeds(figure, x, of.values, name, color, hollow=arm.is_control, seeds=seeds, hover=hover, col=column)
-            add_mean(figure, _mean(x), of.mean, name, color, f"means {hover}", col=column)
-    lay_out(figure, height=320, y=measure.label, values=[floats(of.values) for of in measure.arms])
+            plot.add_seeds(figure, x, of.values, name, style, seeds, hover, col=column)
+            plot.add_mean(figure, _mean(x), of.mean, name, style.color, f"means {hover}", col=column)
+    plot.lay_out(figure, height=320, y=measure.label, values=[plot.floats(of.values) for of in measure.arms])
     figure.update_yaxes(title_text="", col=2)
     for column, (title, side) in enumerate(sides.items(), start=1):
-        axis = value_axis([floats(list(side.values())).ravel()])
-        figure.update_xaxes(title_text=escape(title), **axis, col=column)
+        axis = plot.value_axis([plot.floats(list(side.values())).ravel()])
+        figure.update_xaxes(title_text=plot.escape(title), **axis, col=column)
     figure.update_layout(showlegend=False)
     return figure
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from flatwise.report import figures
 from flatwise.report.comparison import (
     ARM,
     arm_rows,
@@ -69,9 +70,8 @@ def against_vanilla(comparison: Comparison, flatness: FlatnessSummary) -> Table:
         yield cell(number(flatness.loss[arm.name], places))
         yield from _measure_cells(flatness, arm)
 
-    metric, loss = Column(cell(metric_label(comparison), "mean ± sd")), Column(cell("training", "loss"))
-    rows = arm_rows(comparison, comparison.arms, cells)
-    return Table(columns=(ARM, metric, loss, *_measure_columns(flatness)), rows=rows)
+    columns = (ARM, Column(f"{metric_label(comparison)}\nmean ± sd"), Column("training\nloss"))
+    return Table((*columns, *_measure_columns(flatness)), arm_rows(comparison, comparison.arms, cells))
 
 
 def against_controls(comparison: Comparison, flatness: FlatnessSummary) -> Table:
@@ -86,9 +86,9 @@ def against_controls(comparison: Comparison, flatness: FlatnessSummary) -> Table
         yield from _measure_cells(flatness, arm, control=True)
 
     unit = difference_unit(comparison)
-    metric = Column(cell(comparison.metric, f"({unit})" if unit else ""))
-    rows = arm_rows(comparison, [arm for arm in comparison.arms if arm.vs_control is not None], cells)
-    return Table(columns=(ARM, metric, *_measure_columns(flatness)), rows=rows)
+    columns = (ARM, Column(f"{comparison.metric}\n({unit})" if unit else comparison.metric))
+    controlled = [arm for arm in comparison.arms if arm.vs_control is not None]
+    return Table((*columns, *_measure_columns(flatness)), arm_rows(comparison, controlled, cells))
 
 
 class Scale(NamedTuple):
@@ -106,7 +106,7 @@ def scale_of(measure: Measure) -> Scale:
 
 def _measure_columns(flatness: FlatnessSummary) -> list[Column]:
     return [
-        Column(cell(*m.label.replace(" at ", "\nat ").split("\n"), "(× 10⁻³)" if scale_of(m).power else ""))
+        Column(m.label.replace(" at ", "\nat ") + ("\n(× 10⁻³)" if scale_of(m).power else ""))
         for m in flatness.measures
     ]
 
@@ -272,3 +272,24 @@ _CONTROL_SAYS = {
     "lower": "It is lower than its control in {}.",
     "higher": "It is higher than its control in {}.",
 }
+
+
+# The page
+
+
+def flatness_content(comparison: Comparison) -> dict[str, Any] | None:
+    """What ``flatness.html.jinja`` asks for; ``None`` where flatness was not measured."""
+    flatness = comparison.flatness
+    if flatness is None:
+        return None
+    return {
+        "summary": flatness,
+        "headline": flatness_headline(comparison, flatness),
+        "lines": method_lines(comparison, flatness),
+        "vanilla": against_vanilla(comparison, flatness),
+        "controls": against_controls(comparison, flatness),
+        "correlations": correlation_lines(comparison, flatness),
+        "rate_with_metric": coefficient(flatness.rate_with_metric),
+        "strips": figures.arm_beside_arm(comparison, flatness),
+        "scatters": figures.against_metric_and_rate(comparison, flatness),
+    }

@@ -16,42 +16,21 @@ from plotly.offline import get_plotlyjs
 from flatwise.report import figures
 from flatwise.report.comparison import (
     arm_styles,
+    comparison_table,
+    control_table,
+    has_controls,
     headline,
     metric_label,
-    results_table,
+    named_lines,
     warnings,
 )
-from flatwise.report.flatness import (
-    against_controls,
-    against_vanilla,
-    coefficient,
-    correlation_lines,
-    flatness_headline,
-)
-from flatwise.report.flatness import method_lines as flatness_lines
+from flatwise.report.flatness import flatness_content
 from flatwise.report.plot import to_json
-from flatwise.report.study import (
-    final_words,
-    judged,
-    method_lines,
-    named_lines,
-    overview_table,
-    study_headline,
-    what_is_known,
-)
-from flatwise.report.tuning import (
-    configurations_table,
-    edges_by_cell,
-    search_figures,
-    searches_of,
-    searches_table,
-    tuning_words,
-    validation_label,
-    value_words,
-)
+from flatwise.report.study import overview_content
+from flatwise.report.tuning import tuning_content
 from flatwise.study.comparison import Comparison
 from flatwise.study.export import written_whole
-from flatwise.study.registry import Section, get_task
+from flatwise.study.registry import Section
 from flatwise.study.results import CellResult
 from flatwise.study.spec import StudySpec
 from flatwise.study.store import Record
@@ -153,7 +132,7 @@ def _comparison_content(comparison: Comparison) -> dict[str, Any]:
         "headline": headline(comparison),
         "warnings": warnings(comparison),
         "lines": named_lines(comparison),
-        "results": results_table(comparison),
+        "tables": [comparison_table(comparison), *([control_table(comparison)] if has_controls(comparison) else [])],
         "metric": metric_label(comparison),
         "legend": arm_styles(comparison),
         "differences": {
@@ -166,24 +145,7 @@ def _comparison_content(comparison: Comparison) -> dict[str, Any]:
         "last_lines": _last_lines,
         "missing": len(wanted - on_record),
         "versions": _versions(comparison.records),
-        "flatness": None if comparison.flatness is None else _flatness_content(comparison),
-    }
-
-
-def _flatness_content(comparison: Comparison) -> dict[str, Any]:
-    """What ``flatness.html.jinja`` asks for."""
-    flatness = comparison.flatness
-    assert flatness is not None
-    return {
-        "summary": flatness,
-        "headline": flatness_headline(comparison, flatness),
-        "lines": flatness_lines(comparison, flatness),
-        "vanilla": against_vanilla(comparison, flatness),
-        "controls": against_controls(comparison, flatness),
-        "correlations": correlation_lines(comparison, flatness),
-        "rate_with_metric": coefficient(flatness.rate_with_metric),
-        "strips": figures.arm_beside_arm(comparison, flatness),
-        "scatters": figures.against_metric_and_rate(comparison, flatness),
+        "flatness": flatness_content(comparison),
     }
 
 
@@ -263,33 +225,15 @@ def render_overview(
         """A cell's name, with a link to its page if it has one."""
         return Markup('<a href="cells/{}.html">{}</a>').format(slugs[name], name) if name in linked else escape(name)
 
-    comparisons = judged(results)
-    return _render(
-        "study.html.jinja",
-        plotly_file,
-        study=study,
-        headline=study_headline(results),
-        lines=method_lines(results),
-        cells=[result.cell for result in results],
-        summaries={result.cell.name: get_task(result.cell.task).summary for result in results},
-        comparisons=comparisons,
-        waiting={result.cell.name: what_is_known(result) for result in results if result.comparison is None},
-        edges=edges_by_cell(study, results),
-        sections=sections,
-        link=link,
-        value_words=value_words,
-        results=overview_table(results, link),
-        forests={name: figure for name, figure in figures.forest_plots(comparisons).items() if figure.data},
-        tuning=tuning_words(study),
-        final=final_words(study),
-    )
+    content = overview_content(study, results, link)
+    return _render("study.html.jinja", plotly_file, sections=sections, **content)
 
 
 def render_cell(study: StudySpec, result: CellResult, plotly_file: str | None = None) -> str | None:
     """A cell's page as text; ``None`` where nothing is known of the cell. See :func:`render_overview`."""
     if not _has_page(result):
         return None
-    content: dict[str, Any] = {"study": study, "overview": f"../{OVERVIEW}", "tuning": _tuning_content(study, result)}
+    content: dict[str, Any] = {"study": study, "overview": f"../{OVERVIEW}", "tuning": tuning_content(study, result)}
     if result.comparison is None:
         return _render("waiting.html.jinja", plotly_file, name=result.cell.name, **content)
     return _render("comparison.html.jinja", plotly_file, **content, **_comparison_content(result.comparison))
@@ -297,20 +241,3 @@ def render_cell(study: StudySpec, result: CellResult, plotly_file: str | None = 
 
 def _has_page(result: CellResult) -> bool:
     return result.comparison is not None or any(tuned.space for tuned in result.tuned)
-
-
-def _tuning_content(study: StudySpec, result: CellResult) -> dict[str, Any] | None:
-    """What ``tuning.html.jinja`` asks for; ``None`` where nothing was searched."""
-    searches = searches_of(study, result)
-    found = [search for search in searches if search.tuned.space]
-    if not found:
-        return None
-    task = get_task(result.cell.task)
-    label, is_grid = validation_label(task), study.tuning.sampler == "grid"
-    return {
-        "words": tuning_words(study),
-        "better": task.direction,
-        "table": searches_table(searches, label),
-        "figures": {s.name: search_figures(s.tuned, label, task.direction, is_grid=is_grid) for s in found},
-        "configurations": {s.name: configurations_table(s.tuned, label) for s in found},
-    }

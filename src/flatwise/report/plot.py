@@ -12,7 +12,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from flatwise.report.comparison import NEUTRAL, difference_unit
-from flatwise.report.table import with_unit
+from flatwise.report.table import ArmStyle, with_unit
 from flatwise.stats import Judgement
 from flatwise.study.comparison import Comparison
 
@@ -101,29 +101,19 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def add_seeds(
-    figure: go.Figure,
-    x: Any,
-    y: Any,
-    name: str,
-    color: str,
-    *,
-    hollow: bool,
-    seeds: list[str],
-    hover: str,
-    col: int | None = None,
+    figure: go.Figure, x: Any, y: Any, name: str, style: ArmStyle, seeds: Any, hover: str, col: int | None = None
 ) -> None:
-    """Draw a dot per seed.
+    """Draw a dot per seed; a control's are hollow.
 
     Args:
         figure: the figure.
         x, y: where.
-        name: the arm, escaped.
-        color: its colour.
-        hollow: whether the dots are hollow: those of a control.
+        name, style: the arm, its name escaped.
         seeds: each dot's seed, for the text under the mouse.
         hover: what that says below the arm and the seed.
         col: column, from 1, of a figure that has several.
     """
+    filled = "rgba(0, 0, 0, 0)" if style.dash == "dash" else translucent(style.color, 0.45)
     figure.add_scatter(
         x=floats(x),
         y=floats(y),
@@ -131,11 +121,7 @@ def add_seeds(
         meta="seeds",
         customdata=seeds,
         mode="markers",
-        marker={
-            "color": "rgba(0, 0, 0, 0)" if hollow else translucent(color, 0.45),
-            "size": 7.5,
-            "line": {"color": color, "width": 1.2},
-        },
+        marker={"color": filled, "size": 7.5, "line": {"color": style.color, "width": 1.2}},
         hovertemplate=f"<b>{name}</b>, %{{customdata}}<br>{hover}<extra></extra>",
         row=None if col is None else 1,
         col=col,
@@ -149,28 +135,28 @@ def add_mean(
     name: str,
     color: str,
     hover: str,
-    *,
     filled: bool = True,
     col: int | None = None,
 ) -> None:
     """Draw a mean as a diamond; nothing where it is not finite. For the arguments see :func:`add_seeds`."""
-    if math.isfinite(x) and math.isfinite(y):
-        figure.add_scatter(
-            x=[x],
-            y=[y],
-            name=f"{name}: mean",
-            meta="mean",
-            mode="markers",
-            marker={
-                "symbol": "diamond" if filled else "diamond-open",
-                "size": 11,
-                "color": color,
-                "line": {"color": "white" if filled else color, "width": 1.4},
-            },
-            hovertemplate=f"<b>{name}</b><br>{hover}<extra></extra>",
-            row=None if col is None else 1,
-            col=col,
-        )
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return
+    figure.add_scatter(
+        x=[x],
+        y=[y],
+        name=f"{name}: mean",
+        meta="mean",
+        mode="markers",
+        marker={
+            "symbol": "diamond" if filled else "diamond-open",
+            "size": 11,
+            "color": color,
+            "line": {"color": "white" if filled else color, "width": 1.4},
+        },
+        hovertemplate=f"<b>{name}</b><br>{hover}<extra></extra>",
+        row=None if col is None else 1,
+        col=col,
+    )
 
 
 def add_difference(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 from flatwise.report.comparison import (
-    ARM,
     VERBS,
     arm_rows,
     difference_unit,
@@ -17,14 +18,24 @@ from flatwise.report.comparison import (
     judged_columns,
     methods,
     metric_label,
-    summary_lines,
+    named_lines,
     verdict_of,
     whose_gain,
 )
-from flatwise.report.table import NOTHING, Cell, Column, Row, Table, cell, listing, plural
-from flatwise.report.tuning import configuration_words, is_tuned, search_lines, seeds_words
+from flatwise.report.figures import forest_plots
+from flatwise.report.table import NOTHING, Cell, Column, Line, Row, Table, cell, listing, plural, row
+from flatwise.report.tuning import (
+    configuration_words,
+    edges_by_cell,
+    is_tuned,
+    search_lines,
+    seeds_words,
+    tuning_words,
+    value_words,
+)
 from flatwise.stats import UNTESTED
 from flatwise.study.comparison import ArmSummary, Comparison
+from flatwise.study.registry import get_task
 from flatwise.study.results import CellResult, CellStatus
 from flatwise.study.spec import StudySpec
 
@@ -75,12 +86,6 @@ def method_lines(results: Sequence[CellResult]) -> list[tuple[str, str]]:
     if len(results) == 1:
         return [pair for comparison in comparisons for pair in named_lines(comparison)]
     return [(name, f" {_in_which_cells(found)}.") for name, found in _by_method(comparisons).items()]
-
-
-def named_lines(comparison: Comparison) -> list[tuple[str, str]]:
-    """The summary lines of a comparison, each with its method's name apart."""
-    pairs = zip(methods(comparison), summary_lines(comparison), strict=True)
-    return [(arm.name, line.removeprefix(arm.name)) for arm, line in pairs]
 
 
 def _in_which_cells(found: Sequence[tuple[Comparison, ArmSummary]]) -> str:
@@ -144,75 +149,53 @@ def final_words(study: StudySpec) -> str:
 # Tables
 
 
-def study_table(results: Sequence[CellResult]) -> Table:
-    """Every cell for the terminal: its arms against vanilla, under the verdict that against the control."""
+def study_table(results: Sequence[CellResult], link: Callable[[str], str] | None = None) -> Table:
+    """Every cell with vanilla and the methods: the controls are on the cell's page.
+
+    Args:
+        results: the cells.
+        link: makes a link of a cell's name, for a page, which has a column for the comparison with the control.
+            Default: for the terminal, where its verdict stands under the other.
+    """
+    is_page = link is not None
     rows: list[Row] = []
     for result in results:
-        name = (f"{result.cell.name}", "strong")
-        if result.comparison is None:
-            rows.append(Row((cell(name), (), (), (), cell(("not judged yet", "caution"))), "group"))
+        comparison, name = result.comparison, result.cell.name
+        heading, beside = cell((link(name) if link else name, "strong")), [cell()] if is_page else []
+        if comparison is None:
+            rows.append(row(heading, "", "", "", cell(("not judged yet", "caution")), *beside, kind="group"))
             continue
-        seeds = plural(len(result.comparison.seeds), "seed")
-        metric = metric_label(result.comparison)
-        rows.append(Row((cell(name), cell((metric, "dim")), (), (), cell((seeds, "dim"))), "group"))
-        rows += _arm_rows(result.comparison, _with_control, indent="  ")
+        unit, seeds = difference_unit(comparison), plural(len(comparison.seeds), "seed")
+        about = [metric_label(comparison), f"in {unit}" if unit else "", "", seeds]
+        rows.append(row(heading, *(cell((text, "dim")) for text in about), *beside, kind="group"))
+        cells = partial(_arm_cells, comparison, is_page=is_page)
+        indent = "" if is_page else "  "
+        rows += arm_rows(comparison, [comparison.arms[0], *methods(comparison)], cells, indent)
+    columns = [Column("cell\n  arm", "name"), Column("final", label="final epoch")]
+    columns += judged_columns("minus vanilla", "")
+    if is_page:
+        columns.append(Column("against\nits control", "text", label="against control"))
     return Table(
+        columns,
+        rows,
         title="Does it help?",
         note="Test set, final epoch, mean ± sd over seeds; differences paired by seed, with their 95 % interval. p: "
         "sign-flip and skewness-adjusted t test, corrected (Holm) over the methods of a cell. Dim: against the control "
         "at the same mean rate.",
-        columns=(
-            Column(cell("cell", "  arm"), "name"),
-            Column(cell("final")),
-            *judged_columns("minus vanilla", ""),
-        ),
-        rows=tuple(rows),
     )
 
 
-def overview_table(results: Sequence[CellResult], link: Callable[[str], str]) -> Table:
-    """The same for a page, with a column for the controls. ``link`` makes a link of a cell's name."""
-    rows: list[Row] = []
-    for comparison in judged(results):
-        unit = difference_unit(comparison)
-        differences = f", differences in {unit}" if unit else ""
-        about = f"{metric_label(comparison)}{differences}; {seeds_words(comparison.seeds)}"
-        rows.append(Row((cell(link(comparison.task), about),), "group"))
-        rows += _arm_rows(comparison, _beside_control)
-    return Table(
-        columns=(
-            ARM,
-            Column(cell("final epoch", "mean ± sd"), label="final epoch"),
-            *judged_columns("minus vanilla", "", page=True),
-            Column(cell("against", "its control"), "text", label="against control"),
-        ),
-        rows=tuple(rows),
-    )
-
-
-def _arm_rows(
-    comparison: Comparison, judgements: Callable[[Comparison, ArmSummary], Iterable[Cell]], indent: str = ""
-) -> Iterable[Row]:
-    """Rows of vanilla and the methods; the controls are on the cell's page."""
-
-    def cells(arm: ArmSummary) -> Iterable[Cell]:
-        failed = f"{arm.failed} of {arm.n + arm.failed} failed" if arm.failed else ""
-        return cell(final(comparison, arm), (failed, "alert")), *judgements(comparison, arm)
-
-    return arm_rows(comparison, [comparison.arms[0], *methods(comparison)], cells, indent)
-
-
-def _with_control(comparison: Comparison, arm: ArmSummary) -> Iterable[Cell]:
+def _arm_cells(comparison: Comparison, arm: ArmSummary, *, is_page: bool) -> Iterable[Cell]:
+    failed = f"{arm.failed} of {arm.n + arm.failed} failed" if arm.failed else ""
     difference, p, verdict = judged_cells(comparison, arm)
-    control = "" if arm.vs_control is None else f"control: {arm.vs_control.verdict}"
-    return difference, p, (*verdict, *cell((control, "dim")))
-
-
-def _beside_control(comparison: Comparison, arm: ArmSummary) -> Iterable[Cell]:
-    difference, _, verdict = judged_cells(comparison, arm, control=True)
-    mean, *bounds = [line.text for line in difference]
-    numbers = "" if arm.vs_control is None else " ".join([mean, *(f"({each})" for each in bounds)])
-    return *judged_cells(comparison, arm), (*verdict, *cell((numbers, "dim")))
+    from_control, _, of_control = judged_cells(comparison, arm, control=True)
+    yield from (cell(final(comparison, arm), (failed, "alert")), difference, p)
+    if is_page:
+        numbers = from_control if arm.vs_control is not None else ()
+        yield from (verdict, of_control + tuple(Line(line.text, "dim") for line in numbers))
+    else:
+        control = "" if arm.vs_control is None else f"control: {arm.vs_control.verdict}"
+        yield verdict + cell((control, "dim"))
 
 
 _STAGES = {"tuning": "inconclusive", "final runs": "", "done": "helps"}
@@ -220,26 +203,33 @@ _STAGES = {"tuning": "inconclusive", "final runs": "", "done": "helps"}
 
 def status_table(statuses: Sequence[CellStatus]) -> Table:
     """How far every cell is, for the terminal."""
+    rows = []
+    for status in statuses:
+        failed = cell((str(status.failed), "alert") if status.failed else (NOTHING, "dim"))
+        stage = cell((status.stage, _STAGES[status.stage]))
+        rows.append(row(status.name, stage, f"{status.ended} of {status.planned}", failed))
     is_tuning = any(status.stage == "tuning" for status in statuses)
-    return Table(
-        note="What a cell runs after this round of its tuning follows from the outcome, and is not counted."
-        if is_tuning
-        else "",
-        columns=(
-            Column(cell("cell"), "name"),
-            Column(cell("stage"), "verdict"),
-            Column(cell("trials")),
-            Column(cell("failed")),
-        ),
-        rows=tuple(
-            Row(
-                (
-                    cell(status.name),
-                    cell((status.stage, _STAGES[status.stage])),
-                    cell(f"{status.ended} of {status.planned}"),
-                    cell((str(status.failed), "alert") if status.failed else (NOTHING, "dim")),
-                )
-            )
-            for status in statuses
-        ),
-    )
+    note = "What a cell runs after this round of its tuning follows from the outcome, and is not counted."
+    columns = (Column("cell", "name"), Column("stage", "verdict"), Column("trials"), Column("failed"))
+    return Table(columns, rows, note=note if is_tuning else "")
+
+
+def overview_content(study: StudySpec, results: Sequence[CellResult], link: Callable[[str], str]) -> dict[str, Any]:
+    """What ``study.html.jinja`` asks for; ``link`` makes a link of a cell's name."""
+    comparisons = judged(results)
+    return {
+        "study": study,
+        "link": link,
+        "headline": study_headline(results),
+        "lines": method_lines(results),
+        "cells": [result.cell for result in results],
+        "summaries": {result.cell.name: get_task(result.cell.task).summary for result in results},
+        "comparisons": comparisons,
+        "waiting": {result.cell.name: what_is_known(result) for result in results if result.comparison is None},
+        "edges": edges_by_cell(study, results),
+        "value_words": value_words,
+        "results": study_table(results, link),
+        "forests": {name: figure for name, figure in forest_plots(comparisons).items() if figure.data},
+        "tuning": tuning_words(study),
+        "final": final_words(study),
+    }

@@ -62,12 +62,12 @@ class Column:
     """A column.
 
     Attributes:
-        header: its header.
+        header: its header, of one or more lines.
         kind: ``"name"`` for the first column, ``"number"`` for aligned numbers, ``"verdict"``, or ``"text"``.
         label: what stands before the cell on a phone, where a row is a block of lines; default: nothing.
     """
 
-    header: Cell
+    header: str
     kind: Literal["name", "number", "verdict", "text"] = "number"
     label: str = ""
 
@@ -85,7 +85,7 @@ class Row:
     """A row.
 
     Attributes:
-        cells: one per column; a group's heading may have fewer.
+        cells: one per column.
         kind: ``"group"`` for the heading of the rows that follow, else how the row looks: what an arm is, or
             ``"chosen"``.
         style: how the figures draw the arm, if they do.
@@ -94,6 +94,11 @@ class Row:
     cells: tuple[Cell, ...]
     kind: str = ""
     style: ArmStyle | None = None
+
+
+def row(*cells: str | Cell, kind: str = "", style: ArmStyle | None = None) -> Row:
+    """A row of texts and cells."""
+    return Row(tuple(cell(each) if isinstance(each, str) else each for each in cells), kind, style)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,8 @@ class Table:
         spaced: whether the terminal leaves an empty line between rows.
     """
 
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    columns: Sequence[Column]
+    rows: Sequence[Row]
     title: str = ""
     note: str = ""
     spaced: bool = False
@@ -127,12 +132,11 @@ class Table:
             leading=int(self.spaced),
         )
         for index, column in enumerate(self.columns):
-            cells = [row.cells[index] for row in self.rows if index < len(row.cells)]
             table.add_column(
-                _text(column.header),
+                Text(column.header),
                 justify="right" if column.kind == "number" else "left",
                 overflow="fold" if column.kind == "name" else "ellipsis",
-                min_width=_width(column, cells),
+                min_width=_width(column.kind, [row.cells[index] for row in self.rows]),
             )
         for index, row in enumerate(self.rows):
             if row.kind == "group" and index:
@@ -142,20 +146,22 @@ class Table:
 
     def to_markdown(self) -> str:
         """The table as Markdown, without its title and its note."""
-        lines = [[column.header for column in self.columns], *(row.cells for row in self.rows)]
-        header, *body = [f"| {' | '.join(map(_plain, cells))} |" for cells in lines]
+        lines = [[cell(column.header) for column in self.columns], *(row.cells for row in self.rows)]
+        header, *body = [f"| {' | '.join(map(_markdown, cells))} |" for cells in lines]
         return "\n".join([header, f"|{'---|' * len(self.columns)}", *body])
 
 
-def _width(column: Column, cells: Sequence[Cell]) -> int:
+def _width(kind: str, cells: Sequence[Cell]) -> int:
     """What the terminal must leave a column: no number breaks, a verdict and a word of a name only if they are long."""
-    if column.kind == "number":
-        return max((len(part) for lines in cells for line in lines for part in line.text.split("\n")), default=0)
-    first = [lines[0].text for lines in cells if lines]
-    if column.kind == "name":
-        first = [word for text in first for word in text.split()]
-    widest = min(16, max(map(len, first), default=0))
-    return {"name": widest, "verdict": max(widest, len("inconclusive"))}.get(column.kind, 0)
+    lines = [part for each in cells for line in each for part in line.text.split("\n")]
+    first = [each[0].text for each in cells if each]
+    words = [word for text in first for word in text.split()]
+    return {
+        "number": max(map(len, lines), default=0),
+        "name": min(16, max(map(len, words), default=0)),
+        "verdict": min(16, max(map(len, ["inconclusive", *first]))),
+        "text": 0,
+    }[kind]
 
 
 def _text(cell: Cell) -> Text:
@@ -163,7 +169,7 @@ def _text(cell: Cell) -> Text:
     return Text("\n").join(Text(line.text, style=_STYLES.get(line.look, "")) for line in cell)
 
 
-def _plain(cell: Cell) -> str:
+def _markdown(cell: Cell) -> str:
     return "<br>".join(line.text.replace("|", "\\|").replace("\n", "<br>") for line in cell)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 import plotly.graph_objects as go
 
 from flatwise.report.plot import Array, escape, floats, lay_out, value_axis
-from flatwise.report.table import NOTHING, Column, Row, Table, cell, listing, number_of, plural
+from flatwise.report.table import NOTHING, Column, Table, cell, listing, number_of, plural, row
 from flatwise.stats import Better
 from flatwise.study.arms import VANILLA
 from flatwise.study.plan import TuningResult
+from flatwise.study.registry import get_task
 from flatwise.study.results import CellResult
 from flatwise.study.search import Configuration
 from flatwise.study.spec import Choices, Range, Space, StudySpec, Times, Value, grid_size
@@ -51,32 +52,25 @@ def searches_of(study: StudySpec, result: CellResult) -> list[Search]:
 
 def searches_table(searches: Sequence[Search], label: str) -> Table:
     """What every search chose, for a page; ``label`` is the validation metric with its unit."""
-    columns = (
-        Column(cell("arm"), "name"),
-        Column(cell("chosen"), "text", label="chosen"),
-        Column(cell(label), label=label),
-        Column(cell("out of"), "text", label="out of"),
-    )
-    return Table(columns, tuple(_search_row(search) for search in searches))
-
-
-def _search_row(search: Search) -> Row:
-    tuned = search.tuned
-    if not tuned.space:
-        fixed = cell(("nothing was searched: its settings are fixed", "dim"))
-        return Row((cell(search.name), fixed, cell(NOTHING), cell(NOTHING)))
-    searched = [f"{key}: {_dimension_words(dimension)}" for key, dimension in search.space.items()]
-    return Row(
-        (
-            cell(search.name),
-            cell(
-                configuration_words(tuned.choice),
-                *((warning, "caution") for warning in search_warnings(tuned, search.space)),
-            ),
-            cell(number_of(tuned.values[tuned.chosen])),
-            cell(str(len(tuned.values)), ("; ".join(searched), "dim")),
+    rows = []
+    for search in searches:
+        tuned = search.tuned
+        if not tuned.space:
+            fixed = cell(("nothing was searched: its settings are fixed", "dim"))
+            rows.append(row(search.name, fixed, NOTHING, NOTHING))
+            continue
+        warnings = [(warning, "caution") for warning in search_warnings(tuned, search.space)]
+        searched = [f"{key}: {_dimension_words(dimension)}" for key, dimension in search.space.items()]
+        rows.append(
+            row(
+                search.name,
+                cell(configuration_words(tuned.choice), *warnings),
+                number_of(tuned.values[tuned.chosen]),
+                cell(str(len(tuned.values)), ("; ".join(searched), "dim")),
+            )
         )
-    )
+    chosen, out_of = Column("chosen", "text", label="chosen"), Column("out of", "text", label="out of")
+    return Table((Column("arm", "name"), chosen, Column(label, label=label), out_of), rows)
 
 
 def configurations_table(tuned: TuningResult, label: str) -> Table:
@@ -84,14 +78,9 @@ def configurations_table(tuned: TuningResult, label: str) -> Table:
     rows = []
     for index, (configuration, value) in enumerate(zip(tuned.configurations, tuned.values, strict=True)):
         state = "chosen" if index == tuned.chosen else "" if math.isfinite(value) else "failed"
-        cells = [
-            *map(value_words, configuration.values()),
-            number_of(value),
-            "✓ chosen" if state == "chosen" else state,
-        ]
-        rows.append(Row(tuple(map(cell, cells)), state))
-    columns = [*(Column(cell(key)) for key in tuned.space), Column(cell(label)), Column((), "text")]
-    return Table(tuple(columns), tuple(rows))
+        last = "✓ chosen" if state == "chosen" else state
+        rows.append(row(*map(value_words, configuration.values()), number_of(value), last, kind=state))
+    return Table([*map(Column, tuned.space), Column(label), Column("", "text")], rows)
 
 
 def search_lines(study: StudySpec, result: CellResult) -> list[str]:
@@ -410,3 +399,23 @@ def _distinct(tuned: TuningResult, key: str) -> list[Value]:
     """The values of one setting: numbers from low to high, others in the order of the grid."""
     found = list(dict.fromkeys(configuration[key] for configuration in tuned.configurations))
     return sorted(found, key=float) if all(map(_is_number, found)) else found
+
+
+# The page
+
+
+def tuning_content(study: StudySpec, result: CellResult) -> dict[str, Any] | None:
+    """What ``tuning.html.jinja`` asks for; ``None`` where nothing was searched."""
+    searches = searches_of(study, result)
+    found = [search for search in searches if search.tuned.space]
+    if not found:
+        return None
+    task = get_task(result.cell.task)
+    label, is_grid = validation_label(task), study.tuning.sampler == "grid"
+    return {
+        "words": tuning_words(study),
+        "better": task.direction,
+        "table": searches_table(searches, label),
+        "figures": {s.name: search_figures(s.tuned, label, task.direction, is_grid=is_grid) for s in found},
+        "configurations": {s.name: configurations_table(s.tuned, label) for s in found},
+    }

@@ -81,9 +81,9 @@ def ledger_table(ledger: Ledger, link: Callable[[str], str] | None = None) -> Ta
         "below it what the paper's relative gain would mean from our vanilla.",
         spaced=True,
         columns=(
-            Column(cell("claim"), "name"),
-            *(Column(cell(header), label=header) for header in numbers),
-            Column(cell("verdict"), "verdict"),
+            Column("claim", "name"),
+            *(Column(header, label=header) for header in numbers),
+            Column("verdict", "verdict"),
         ),
         rows=tuple(Row(_cells(entry, link)) for entry in ledger.entries),
     )
