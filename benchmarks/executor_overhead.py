@@ -11,7 +11,8 @@ import argparse
 import statistics
 import time
 
-from flatwise.study.executors import Executor, LocalExecutor, ProcessExecutor, RayExecutor
+from flatwise.study.executors import Executor, LocalExecutor, ProcessExecutor
+from flatwise.study.ray_executor import RayExecutor
 
 
 def work(job: int) -> int:

@@ -87,7 +87,7 @@ def train(
     start = [p.detach().clone() for p in model.parameters()]
     set_rate(optimizer, rate if perturbed or late else rate * factor)
     if perturbed:
-        with mock.patch("flatwise.attach.handle.check_supported", return_value=1):
+        with mock.patch("flatwise._attach.perturbing.check_supported", return_value=1):
             handle = flatwise.perturb(optimizer, flatwise.Perturbation(flatwise.Constant(factor), "tensor"))
     if callable(switch := getattr(optimizer, "train", None)):
         switch()

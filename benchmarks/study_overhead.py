@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from flatwise.study.driver import drive
+from flatwise.study.engine import drive
 from flatwise.study.executors import LocalExecutor
-from flatwise.study.spec import parse_study
 from flatwise.study.store import Store
+from flatwise.study.study_file import parse_study
 from flatwise.study.task import Settings, Task
-from flatwise.study.work import Work
+from flatwise.study.work import Callback, Work
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,13 @@ final = {{ seeds = {seeds}, controls = false }}
 """
 
 
-class Meter:
-    """A watcher that reads the memory now and then."""
+class Meter(Callback):
+    """A callback that reads the memory now and then."""
 
     def __init__(self, every):
         self.every, self.count, self.sizes = every, 0, []
 
-    def round_starts(self, missing, planned):
-        """Nothing."""
-
-    def ended(self, spec, record):
+    def on_trial_end(self, spec, record):
         """Reads the resident size."""
         self.count += 1
         if self.count % self.every == 0:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from flatwise.study.driver import drive
+from flatwise.study.engine import drive
 from flatwise.study.executors import LocalExecutor
-from flatwise.study.spec import read_study
 from flatwise.study.store import Store
+from flatwise.study.study_file import read_study
 from flatwise.study.work import Work
 from studies import Quiet
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from flatwise.stats import Judgement, Verdict
 from flatwise.study.comparison import ArmSummary, Comparison
-from flatwise.study.records import Record
+from flatwise.study.store import Record
 
 NAN = math.nan
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7)

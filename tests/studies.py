@@ -1,6 +1,7 @@
 """Study files of the tests."""
 
-from flatwise.study.spec import parse_study
+from flatwise.study.study_file import parse_study
+from flatwise.study.work import Callback
 
 TUNED = """
 task = "quick_tasks:QUICK"
@@ -28,21 +29,21 @@ def study(text=TUNED, name="test", **changes):
     return parse_study(text, name=name, source="test.toml")
 
 
-class Quiet:
-    """A watcher that counts."""
+class Quiet(Callback):
+    """A callback that counts."""
 
     def __init__(self):
         self.rounds = []
         self.records = []
         self.kept = []
 
-    def reused(self, record):
+    def on_reused(self, spec, record):
         self.kept.append(record)
 
-    def round_starts(self, missing, planned):
-        self.rounds.append((missing, planned))
+    def on_round_start(self, start):
+        self.rounds.append((start.missing, start.planned))
 
-    def ended(self, spec, record):
+    def on_trial_end(self, spec, record):
         self.records.append(record)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flatwise.study.comparison import Comparison
-from flatwise.study.plan import Tuned
+from flatwise.study.plan import TuningResult
 from flatwise.study.results import CellResult
 from flatwise.study.search import best
 from flatwise.study.spec import StudySpec
@@ -56,16 +56,16 @@ def study(sampler: str = "grid", **changes: Any) -> StudySpec:
     return StudySpec.model_validate({**content, **changes})
 
 
-def searched(arm: str, values: Mapping[str, Sequence[Any]], found: Sequence[float]) -> Tuned:
+def searched(arm: str, values: Mapping[str, Sequence[Any]], found: Sequence[float]) -> TuningResult:
     """A search over the product of ``values`` with what came out."""
     configurations = tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
-    return Tuned(arm, tuple(values), configurations, tuple(found), best(found, "lower"))
+    return TuningResult(arm, tuple(values), configurations, tuple(found), best(found, "lower"))
 
 
-def drawn(arm: str, configurations: Sequence[Mapping[str, Any]], found: Sequence[float]) -> Tuned:
+def drawn(arm: str, configurations: Sequence[Mapping[str, Any]], found: Sequence[float]) -> TuningResult:
     """A search over configurations that a sampler drew."""
     given = tuple(dict(configuration) for configuration in configurations)
-    return Tuned(arm, tuple(given[0]), given, tuple(found), best(found, "lower"))
+    return TuningResult(arm, tuple(given[0]), given, tuple(found), best(found, "lower"))
 
 
 BASELINE = searched(

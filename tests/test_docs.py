@@ -11,7 +11,7 @@ import pytest
 
 import flatwise
 from flatwise.study.check import check_study
-from flatwise.study.spec import parse_study
+from flatwise.study.study_file import parse_study
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -17,6 +17,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ROOT / "tests", ROOT / "papers" / "tests"
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # The tiers outside `make test`: folder, make target, and the packages that only this tier's environment has.
 OTHERS = {
@@ -26,12 +27,11 @@ OTHERS = {
 
 
 def tier_of(file):
-    folder = file.relative_to(ROOT / "tests").parts[0]
-    return folder if folder in OTHERS else "test"
+    return next((name for name in OTHERS if (ROOT / "tests" / name) in file.parents), "test")
 
 
 def all_files():
-    return sorted((ROOT / "tests").rglob("test_*.py"))
+    return sorted(file for folder in FOLDERS for file in folder.rglob("test_*.py"))
 
 
 def imports(file):
@@ -50,7 +50,7 @@ def test_pytest_without_arguments_runs_the_first_tier_and_nothing_else():
     assert inside == [file for file in all_files() if tier_of(file) == "test"]
     # A folder of this name further down would belong to no tier: neither pytest nor a target would enter it.
     for name in OTHERS:
-        assert list((ROOT / "tests").rglob(name)) == [ROOT / "tests" / name]
+        assert [found for folder in FOLDERS for found in folder.rglob(name)] == [ROOT / "tests" / name]
 
 
 def test_pytest_collects_by_these_rules():
@@ -86,7 +86,7 @@ def test_the_paths_that_targets_name_exist():
         assert (ROOT / path).exists() or path == "docs/gpu_results.md", path
 
 
-@pytest.mark.parametrize("file", all_files(), ids=lambda file: str(file.relative_to(ROOT / "tests")))
+@pytest.mark.parametrize("file", all_files(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_file_imports_only_what_its_tier_installs(file):
     foreign = {package: name for name, (_, packages) in OTHERS.items() for package in packages}
     wrong = {package for package in imports(file) if foreign.get(package, tier_of(file)) != tier_of(file)}

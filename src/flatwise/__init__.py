@@ -16,7 +16,7 @@ if (
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
 from flatwise import lr_scheduler, optim
-from flatwise.attach import Handle, SharedNoiseWarning, handle_of, perturb
+from flatwise._attach import Handle, SharedNoiseWarning, handle_of, perturb
 from flatwise.distributions import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
 from flatwise.methods import alrao, leap, lr_dropout, ralr, random_lr, random_lr_normal
 from flatwise.perturbation import Perturbation, Window
@@ -24,13 +24,12 @@ from flatwise.version import __version__
 
 if TYPE_CHECKING:
     from flatwise import flatness
+    from flatwise.studies import ExecutorChoice, StudyOutcome, compare, run_study
     from flatwise.study.arms import Arm, Peak
     from flatwise.study.comparison import Comparison
     from flatwise.study.flatness import FlatnessSettings
     from flatwise.study.task import Settings, Task
     from flatwise.study.trial import Trial
-    from flatwise.study_workflow import ExecutorChoice, StudyOutcome, run_study
-    from flatwise.workflow import compare
 
 __all__ = [
     "Arm",
@@ -77,16 +76,16 @@ if not TYPE_CHECKING:
 _LAZY = {
     "Arm": "flatwise.study.arms",
     "Comparison": "flatwise.study.comparison",
-    "ExecutorChoice": "flatwise.study_workflow",
+    "ExecutorChoice": "flatwise.studies",
     "FlatnessSettings": "flatwise.study.flatness",
     "Peak": "flatwise.study.arms",
     "Settings": "flatwise.study.task",
-    "StudyOutcome": "flatwise.study_workflow",
+    "StudyOutcome": "flatwise.studies",
     "Task": "flatwise.study.task",
     "Trial": "flatwise.study.trial",
-    "compare": "flatwise.workflow",
+    "compare": "flatwise.studies",
     "flatness": "flatwise.flatness",
-    "run_study": "flatwise.study_workflow",
+    "run_study": "flatwise.studies",
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from flatwise import optim
-from flatwise.attach import perturb
+from flatwise._attach import perturb
 from flatwise.methods import leap, lr_dropout
 from flatwise.perturbation import Perturbation
 

@@ -28,8 +28,8 @@ from contract.training import (
     values,
     wave,
 )
-from flatwise.attach.blend import blend
-from flatwise.attach.shards import Block
+from flatwise._attach.factors import blend
+from flatwise._attach.parameters import Block
 
 LEAP, DROPOUT, RALR = flatwise.leap(0.3), flatwise.lr_dropout(0.5), flatwise.ralr()
 GROUP_NOISE = flatwise.Perturbation(flatwise.Uniform(0.2, 2), "group")

@@ -359,7 +359,7 @@ def test_a_default_device_and_dtype_change_nothing(scope, make):
         if odd:
             torch.set_default_device("meta")
             torch.set_default_dtype(torch.float64)
-            from flatwise.attach.draw import _rate_factors
+            from flatwise._attach.factors import _rate_factors
 
             _rate_factors.cache_clear()
         try:

@@ -24,8 +24,8 @@ from contract.training import (
     train,
     values,
 )
-from flatwise.attach.probe import Measurement, measure
-from flatwise.attach.supported import KNOWN, MEASURED, UNMEASURED, check_supported
+from flatwise._attach.probe import Measurement, measure
+from flatwise._attach.support import KNOWN, MEASURED, UNMEASURED, check_supported
 
 FINE = ("element", "channel", "tensor")
 COARSE = ("all", "group")
@@ -89,7 +89,7 @@ def test_a_capped_rate_is_refused_per_element_and_allowed_as_a_whole(name):
 
 
 def test_torchs_own_are_known_and_not_measured(monkeypatch):
-    monkeypatch.setattr("flatwise.attach.supported.measure", lambda optimizer: Measurement(nonlinear="measured"))
+    monkeypatch.setattr("flatwise._attach.support.measure", lambda optimizer: Measurement(nonlinear="measured"))
     for name in set(OPTIMIZERS) - {"Lion"}:
         attach(make_optimizer(name), "leap")
         assert check_supported(make_optimizer(name), per_element=True) == KNOWN
@@ -476,7 +476,7 @@ def test_a_verdict_is_not_asked_for_again(monkeypatch):
     assert check_supported(linear, per_element=True) == check_supported(linear, per_element=False) == MEASURED
     assert check_supported(nonlinear, per_element=False) == UNMEASURED
     with monkeypatch.context() as patch:
-        patch.delattr("flatwise.attach.supported.measure")
+        patch.delattr("flatwise._attach.support.measure")
         assert check_supported(linear, per_element=True, known=MEASURED) == MEASURED
         assert check_supported(nonlinear, per_element=False, known=UNMEASURED) == UNMEASURED
         assert check_supported(make_optimizer("Adam"), per_element=True, known=MEASURED) == KNOWN
@@ -490,7 +490,7 @@ def test_a_verdict_is_not_asked_for_again(monkeypatch):
 def test_a_checkpoint_carries_the_verdict(monkeypatch):
     first, second = (Simple(make_parameters()) for _ in range(2))
     flatwise.perturb(first, noise("element"))
-    monkeypatch.setattr("flatwise.attach.supported.measure", lambda optimizer: Measurement(failed="not again"))
+    monkeypatch.setattr("flatwise._attach.support.measure", lambda optimizer: Measurement(failed="not again"))
     flatwise.handle_of(copy.deepcopy(first)).remove()
     second.load_state_dict(first.state_dict())
     flatwise.perturb(second, noise("element"))

@@ -121,7 +121,7 @@ try:
     main()
 except SystemExit as ended:
     assert not ended.code, ended.code
-from flatwise.study.spec import read_study
+from flatwise.study.study_file import read_study
 from pathlib import Path
 import flatwise
 text = 'task = "digits-mlp"\\nfinal.seeds = 2\\nsettings.epochs = 1\\narms = [{ method = "vanilla" }]\\n'

@@ -89,7 +89,7 @@ def test_a_study_that_failed_everywhere_ends_with_status_1(folder):
     [
         (("run", "none.toml"), "cannot read the study file none.toml"),
         (("run", "leap-table-33"), "there is no study 'leap-table-33': did you mean 'leap-table-3'?"),
-        (("reproduce", "laep-table-3"), "did you mean 'leap-table-3'?"),
+        (("run", "laep-table-3"), "did you mean 'leap-table-3'?"),
         (("report", "mine.toml"), "nothing of the study mine was run yet"),
         (("export", "mine.toml"), "nothing of the study mine was run yet"),
         (("run", "mine.toml", "--workers", "2"), "the executor 'local' has no option workers"),
@@ -126,11 +126,11 @@ def test_a_corrupt_store_is_refused_and_kept(folder):
     assert store.read_bytes() == b"not a database, but precious" * 50
 
 
-def test_reproduce_lists_and_shows(folder):
-    listed = flatwise("reproduce")
+def test_packaged_studies_are_listed_and_shown(folder):
+    listed = flatwise("studies")
     assert listed.exit_code == 0
     assert "leap-table-3" in listed.stdout
-    shown = flatwise("reproduce", "leap-table-3", "--show")
+    shown = flatwise("studies", "leap-table-3")
     (folder / "copy.toml").write_text(shown.stdout)
     assert flatwise("status", "copy.toml").exit_code == 0
 

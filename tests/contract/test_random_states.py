@@ -11,7 +11,7 @@ import torch
 from contract.registry import METHODS, OPTIMIZERS
 from contract.training import attach, make_optimizer, make_parameters, parameters_of, random_states_unmoved, same_bits
 from contract.training import train as train_steps
-from flatwise.attach.probe import measure
+from flatwise._attach.probe import measure
 
 
 def live(optimizer, method):

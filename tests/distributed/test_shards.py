@@ -16,7 +16,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import flatwise
-from flatwise.attach.shards import local_part
+from flatwise._attach.parameters import local_part
 
 
 @contextmanager

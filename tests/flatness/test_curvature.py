@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from flatness.exact import classifier, exact_hessian, ragged
 from flatwise import flatness
 from flatwise.flatness import FlatnessError
-from flatwise.flatness.probes import estimate_diagonal, estimate_trace, rademacher
+from flatwise.flatness.curvature import estimate_diagonal, estimate_trace, rademacher
 
 CE = nn.CrossEntropyLoss()
 

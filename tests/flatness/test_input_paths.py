@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatwise import flatness
 from flatwise.flatness import BatchLoss, FlatnessError
-from flatwise.flatness.inputs import unit_noise
+from flatwise.flatness.input_paths import unit_noise
 
 MSE = nn.MSELoss()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from flatwise.flatness.lanczos import lanczos
+from flatwise.flatness._lanczos import lanczos
 
 
 def with_spectrum(values, seed=0):

@@ -10,7 +10,7 @@ from torch import nn
 
 from flatwise import flatness
 from flatwise.flatness import FlatnessError
-from flatwise.flatness.level_sets import _crossing
+from flatwise.flatness.surfaces import _crossing
 
 FLOOR = expected(torch.zeros(SIZE, dtype=torch.float64))
 

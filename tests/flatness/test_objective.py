@@ -290,7 +290,7 @@ def test_bad_input(function, model, loss, data, message, monkeypatch):
     if isinstance(data, (OneShot, Noisy)):
         data = type(data)()
     # One vector at a time, so that there is a second pass.
-    monkeypatch.setattr("flatwise.flatness.probes.BLOCK_VECTORS", 1)
+    monkeypatch.setattr("flatwise.flatness.curvature.BLOCK_VECTORS", 1)
     state = {name: (id(t), t.detach().clone()) for name, t in model.state_dict(keep_vars=True).items()}
     generator = torch.get_rng_state()
     with pytest.raises(FlatnessError, match=message) as caught:

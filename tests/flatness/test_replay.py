@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 
 from flatwise import flatness
 from flatwise.flatness import FlatnessError
-from flatwise.flatness.batches import checksum
+from flatwise.flatness._data import checksum
 
 MSE = nn.MSELoss()
 

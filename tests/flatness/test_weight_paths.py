@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatwise import flatness
 from flatwise.flatness import BatchLoss, FlatnessError
-from flatwise.flatness.directions import random_directions, selected
+from flatwise.flatness._vectors import random_directions, selected
 
 
 def approx(values):

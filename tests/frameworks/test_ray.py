@@ -17,10 +17,9 @@ import torch
 from ray.cluster_utils import Cluster
 
 import executor_jobs as jobs
-from flatwise.study.driver import drive
-from flatwise.study.executors import ExecutorError, LocalExecutor, Lost, RayExecutor
-from flatwise.study.executors.messages import WorkerTraceback
-from flatwise.study.executors.ray import _check_address
+from flatwise.study.engine import drive
+from flatwise.study.executors import ExecutorError, LocalExecutor, Lost, WorkerTraceback
+from flatwise.study.ray_executor import RayExecutor, _check_address
 from flatwise.study.store import Store
 from flatwise.study.work import Work
 from studies import TUNED, Quiet, outcome, study
@@ -120,7 +119,7 @@ def test_a_job_is_run_again_until_there_are_no_retries_left(executor, tmp_path):
 DRIVER = """
 import sys
 import executor_jobs
-from flatwise.study.executors import RayExecutor
+from flatwise.study.ray_executor import RayExecutor
 
 with RayExecutor(sys.argv[1]) as executor:
     list(executor.run(executor_jobs.touch_and_sleep, [sys.argv[2]] * 2))
@@ -150,7 +149,7 @@ def test_resources_that_no_node_has(resources, message, executor):
 
 
 def test_no_cluster_at_the_address(monkeypatch):
-    monkeypatch.setattr("flatwise.study.executors.ray._ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("flatwise.study.ray_executor._ANSWER_SECONDS", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as listens:  # and says nothing
         address = f"127.0.0.1:{listens.getsockname()[1]}"
         check_refused(address, "did not answer as a Ray cluster in 3 seconds")
@@ -239,15 +238,15 @@ def test_a_node_dies_in_the_middle(cluster, executor, tmp_path):
     assert len(list(tmp_path.glob(f"{number}-*"))) == 2  # it was begun twice
 
 
-class KillingWatcher(Quiet):
+class KillNode(Quiet):
     """Kills a node in the middle of the final runs."""
 
     def __init__(self, kill):
         super().__init__()
         self._kill = kill
 
-    def ended(self, spec, record):
-        super().ended(spec, record)
+    def on_trial_end(self, spec, record):
+        super().on_trial_end(spec, record)
         if len(self.records) == 30:
             self._kill()
 
@@ -260,7 +259,7 @@ def test_a_study_loses_no_trial_with_a_node(cluster, executor):
     with Store(None) as here, Store(None) as there:
         whole = Quiet()
         drive(slow, here, LocalExecutor(), Work(git={}), whole)
-        watcher = KillingWatcher(lambda: cluster.remove_node(node, allow_graceful=False))
-        drive(slow, there, executor, Work(git={}), watcher)
-        assert len(watcher.records) == len(whole.records) == 48
+        callback = KillNode(lambda: cluster.remove_node(node, allow_graceful=False))
+        drive(slow, there, executor, Work(git={}), callback)
+        assert len(callback.records) == len(whole.records) == 48
         assert sorted(map(str, map(outcome, there.records()))) == sorted(map(str, map(outcome, here.records())))

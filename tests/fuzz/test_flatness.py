@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from flatwise import flatness
 from flatwise.flatness import BatchLoss, FlatnessError, measuring
-from flatwise.flatness.lanczos import lanczos
+from flatwise.flatness._lanczos import lanczos
 
 
 class Tied(nn.Module):
@@ -238,6 +238,11 @@ def test_losses_are_those_of_fresh_models(case, names, seed, kind):
             found = flatness.weight_path(model, loss, data, own + one, distances=[-1.0, 0.5]).curve().losses
             points = [[own + a * one / one.norm() for a in (-1, 0.5)]]
         elif kind == "surface":
+            if len(own) == 1:  # two directions of a line span no plane
+                with pytest.raises(FlatnessError, match="parallel"):
+                    flatness.loss_surface(model, loss, data, [one, two], xs=[0.0, 1.0], ys=[-1.0, 0.0])
+                assert everything(model, loss, data) == around
+                return
             found = flatness.loss_surface(model, loss, data, [one, two], xs=[0.0, 1.0], ys=[-1.0, 0.0]).grid().losses
             points = [[own + x * one + y * two for x in (0, 1)] for y in (-1, 0)]
         elif kind == "inputs":
@@ -344,7 +349,10 @@ def test_derivatives_are_torchs(case, names, seed):
     probes = [torch.randint(0, 2, (len(own),), generator=signs, dtype=torch.int8).double() * 2 - 1 for _ in range(12)]
     expected = [float(probe @ hessian @ probe) for probe in probes]
     assert trace.samples == pytest.approx(expected, rel=1e-9, abs=1e-9 * scale)
-    assert trace.converged == (np.std(expected) == 0)
+    mean, error = np.mean(trace.samples), np.std(trace.samples, ddof=1) / 12**0.5
+    assert (trace.value, trace.standard_error) == pytest.approx((mean, error), rel=1e-9, abs=1e-9 * scale)
+    # Samples that are all the same number have no spread but for rounding, which may differ from the reference's.
+    assert trace.converged == (trace.standard_error == 0)
 
 
 class Deliberate(Exception):
@@ -463,7 +471,11 @@ def test_repeated_eigenvalues_of_larger_operators(seed, n, copies, k, basis):
     rotation = np.linalg.qr(rng.normal(size=(n, n)))[0]
     matrix = torch.from_numpy((rotation * values) @ rotation.T)
     begin = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    pairs = lanczos(lambda vector: matrix @ vector, begin, k, max_iter=2000, basis_size=basis)
+    # For the largest k, a basis of 9 has room for two new vectors per restart: little more than gradient ascent. The
+    # k-th value and the next can be arbitrarily close, and then ascent takes about spread / residual products. The
+    # spread is 2.5, and the search for further copies goes on to a residual of 1e-4 of a value around 1.3.
+    max_iter = 2000 if basis is None else 20_000
+    pairs = lanczos(lambda vector: matrix @ vector, begin, k, max_iter=max_iter, basis_size=basis)
     expected = np.sort(values)[::-1][:k]
     assert pairs.converged
     np.testing.assert_allclose(pairs.values, expected, rtol=2e-2)

@@ -20,14 +20,12 @@ from typer.testing import CliRunner
 
 from flatwise.cli import app
 from flatwise.stats import judge
-from flatwise.study.analysis import analyse, look_of
+from flatwise.study.analysis import analyse, judged_comparison
 from flatwise.study.arms import parse_arm, with_controls
-from flatwise.study.comparison import Subject
-from flatwise.study.machine import versions
-from flatwise.study.records import Record
+from flatwise.study.provenance import versions
 from flatwise.study.registry import TASKS
-from flatwise.study.runner import TrialSpec
-from flatwise.study.store import Store
+from flatwise.study.store import Record, Store
+from flatwise.study.subjects import Subject, TrialSpec
 from flatwise.study.task import Settings, Task
 
 # The reference.
@@ -341,7 +339,7 @@ def test_arms_that_were_judged_before_stay_in_the_family(case, seed, keep):
         for record in found:
             store.put(record)
         whole = analyse(subject, found, arms, range(n), store=store)
-        store.remember_look(subject.family, look_of(specs, arms, range(n)))
+        store.remember_judged(subject.family, judged_comparison(specs, arms, range(n)))
         again = analyse(subject, found, arms, range(n), store=store)
         part = analyse(subject, [r for r in found if r.arm in kept], fewer, range(n), store=store)
     assert repr(whole.arms) == repr(again.arms)
@@ -401,9 +399,11 @@ def test_random_command_lines_end_as_they_should(tmp_path_factory, monkeypatch, 
         assert result.exit_code in (0, 1, 2), (arguments, result.output)
         if result.exit_code == 2:
             assert "error" in result.output.lower()
-        lr = dict(option for option in options if len(option) == 2).get("--lr")
+        given = dict(option for option in options if len(option) == 2)
+        # At 0.3 the methods crash and vanilla does not: alone, without a method, it has nothing that fails.
+        failing = given.get("--lr") == "0.4" or (given.get("--lr") == "0.3" and given.get("--arms") != "")
         if result.exit_code != 2:
-            assert result.exit_code == (1 if lr in ("0.3", "0.4") else 0), (arguments, result.output)
+            assert result.exit_code == failing, (arguments, result.output)
             assert (folder / "report.html").is_file()
         if (folder / "trials.sqlite").exists():
             with Store(folder / "trials.sqlite", read_only=True) as store:

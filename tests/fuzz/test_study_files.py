@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from flatwise.study.check import check_study
 from flatwise.study.plan import plan_cell
 from flatwise.study.registry import get_task
-from flatwise.study.spec import StudyError, parse_study
+from flatwise.study.spec import StudyError
+from flatwise.study.study_file import parse_study
 
 SETTINGS = {
     "learning_rate": [0.2, 0.1, 0.05, 0.01],
@@ -39,9 +40,12 @@ JUNK = st.one_of(
         ["vanilla", "leap", "leep", "fair", "grid", "gird", "digits-mlp", "nowhere:TASK", "..:x", "1/0", "é"]
     ),
     st.lists(st.one_of(st.integers(-3, 5), st.floats(), st.text(max_size=3), st.booleans()), max_size=4),
-    st.dictionaries(st.sampled_from(["times", "low", "high", "log", "sigma", "a b", "é"]), st.floats(0, 3), max_size=3),
-    st.just([[]]),
+    st.dictionaries(
+        st.sampled_from(["times", "low", "high", "log", "sigma", "a b", "é", "a\nb"]), st.floats(0, 3), max_size=3
+    ),
+    st.builds(lambda: [[]]),  # a new one each time: a further change may be inside of it
 )
+UNKNOWN = ["sedes", "learning_rate", "", "a.b", "é", "name", "trials", "threads", "a\nb", "\x1b[0m"]
 
 
 # Writing TOML.
@@ -177,9 +181,7 @@ def changed(draw):
         elif how == "twice" and isinstance(table, list):
             table.append(json.loads(json.dumps(table[last])))
         elif isinstance(table, dict):
-            table[draw(st.sampled_from(["sedes", "learning_rate", "", "a.b", "é", "name", "trials", "threads"]))] = (
-                draw(JUNK)
-            )
+            table[draw(st.sampled_from(UNKNOWN))] = draw(JUNK)
     return document
 
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import flatwise
-from flatwise.attach.blend import blend
-from flatwise.attach.draw import draws
+from flatwise._attach.factors import blend, draws
 from flatwise.noise import blender, cpu, dispatch, threads
 from flatwise.noise.blender import Blender, Piece, can_blend
 from flatwise.noise.keys import SEGMENT

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import flatwise
-from flatwise.attach.blend import blend
-from flatwise.attach.draw import draws
+from flatwise._attach.factors import blend, draws
 from flatwise.noise import blender, dispatch, keys, reference, tables
 from flatwise.noise.blender import Blender, KernelForm, Piece, can_blend
 from flatwise.noise.keys import SEGMENT

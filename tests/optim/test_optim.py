@@ -557,11 +557,11 @@ def test_without_numba_the_reference_serves(monkeypatch):
 
 def test_elements_beyond_a_segment_are_drawn_as_specified(monkeypatch):
     """A shard that starts just below element 2**28 of its tensor: chunks end there, and the key changes."""
-    from flatwise.attach.shards import Block
+    from flatwise._attach.parameters import Block
 
     start = (1 << 28) - 100
     block = Block((1 << 29,), (range(start, start + 300),))
-    for module in (launch, sys.modules["flatwise.attach.noisy_step"], sys.modules["flatwise.attach.factors"]):
+    for module in (launch, sys.modules["flatwise._attach.step"], sys.modules["flatwise._attach.factors"]):
         monkeypatch.setattr(module, "local_part", lambda p: (p, block))
     param = torch.zeros(300).requires_grad_()
     optimizer = optim.SGD([param], lr=1.0, perturbation=LEAP, seed=6)

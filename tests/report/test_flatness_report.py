@@ -19,9 +19,9 @@ from flatwise.report.terminal import show
 from flatwise.stats import Correlation, rank_correlation
 from flatwise.study.analysis import analyse
 from flatwise.study.arms import parse_arm, with_controls
-from flatwise.study.comparison import Subject
 from flatwise.study.flatness import FlatnessSettings, judged_measures
-from flatwise.study.records import FlatnessRecord, Record
+from flatwise.study.store import FlatnessRecord, Record
+from flatwise.study.subjects import Subject
 
 SETTINGS = FlatnessSettings(radii=(0.1, 0.2))
 ARMS = with_controls(map(parse_arm, ("leap", "lr_dropout", "random_lr", "ralr", "gaussian_peak")))

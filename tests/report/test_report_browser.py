@@ -17,6 +17,7 @@ import study_samples
 from browser import Browser, find_browser
 from flatwise.report.page import write_page
 from flatwise.report.study_page import render_cell, write_study_report
+from flatwise_papers.replication.section import LedgerSection
 
 PHONE, DESK = 375, 1280
 
@@ -51,7 +52,9 @@ def browser() -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     study = study_samples.study()
-    overview = write_study_report(study, study_samples.results(study), folder, study_samples.ledger(study))
+    overview = write_study_report(
+        study, study_samples.results(study), folder, [LedgerSection(study_samples.ledger(study))]
+    )
     sampled = study_samples.study("tpe")
     waiting = folder / "waiting.html"
     page = render_cell(sampled, study_samples.sampled_result(sampled))

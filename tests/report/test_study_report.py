@@ -12,16 +12,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from flatwise_papers.replication.ledger_rows import ledger_headline, ledger_rows
 from rich.console import Console
 from test_report import Elements, printed
 
 import study_samples as samples
 from flatwise.report import rows
+from flatwise.report.progress import LiveProgress
 from flatwise.report.search_figures import search_figures
 from flatwise.report.study_figures import forest_plots
 from flatwise.report.study_page import cell_slugs, render_cell, render_overview, write_study_report
-from flatwise.report.study_progress import StudyProgress
 from flatwise.report.study_sentences import (
     final_words,
     method_lines,
@@ -30,14 +29,15 @@ from flatwise.report.study_sentences import (
     tuning_words,
     what_is_known,
 )
-from flatwise.report.study_table import ledger_table, status_table, study_table, tuning_lines
+from flatwise.report.study_table import status_table, study_table, tuning_lines
 from flatwise.report.tuning_rows import edge_of, search_warnings, value_words
 from flatwise.study.arms import Arm
-from flatwise.study.comparison import Subject
-from flatwise.study.records import Record
 from flatwise.study.results import CellStatus
-from flatwise.study.runner import TrialSpec
 from flatwise.study.spec import Choices, Range
+from flatwise.study.store import Record
+from flatwise.study.subjects import Subject, TrialSpec
+from flatwise.study.work import Round
+from flatwise_papers.replication.section import LedgerSection, ledger_headline, ledger_rows, ledger_table
 from report_samples import NAN, with_verdicts
 from study_samples import BASELINE, FAILED, LEAP, ODD_ARM, ODD_CELL, RALR, VANILLA, searched
 
@@ -63,7 +63,7 @@ def slugs_of(results):
 
 @pytest.fixture(scope="module")
 def overview(study, results, ledger):
-    return render_overview(study, results, slugs_of(results), ledger)
+    return render_overview(study, results, slugs_of(results), [LedgerSection(ledger)])
 
 
 @pytest.fixture(scope="module")
@@ -481,7 +481,7 @@ def test_pages_load_nothing_and_escape_everything(study, results, overview, cell
 
 def test_report_is_written_with_links_that_lead_somewhere(study, results, ledger, tmp_path):
     folder = tmp_path / "runs" / "sample"
-    path = write_study_report(study, results, folder, ledger)
+    path = write_study_report(study, results, folder, [LedgerSection(ledger)])
     assert path == folder / "report.html"
     written = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     cells = ["cells/digits-mlp.html", "cells/img-src-x-onerror-alert-1-script-bold.html"]
@@ -498,7 +498,7 @@ def test_report_is_written_with_links_that_lead_somewhere(study, results, ledger
         (back,) = set(Elements((folder / name).read_text(encoding="utf-8")).attributes("href")) - {"data:,"}
         assert (folder / name).parent.joinpath(back).resolve() == path.resolve()
     before = {name: (folder / name).read_bytes() for name in written}
-    write_study_report(study, results, folder, ledger)
+    write_study_report(study, results, folder, [LedgerSection(ledger)])
     assert before == {name: (folder / name).read_bytes() for name in written}
 
 
@@ -595,13 +595,13 @@ def terminal() -> Console:
 
 def test_progress_counts_rounds_and_shows_the_last_trial():
     console = terminal()
-    with StudyProgress(console) as progress:
-        progress.round_starts(2, 5)
-        progress.ended(*trial("leap [red]", 3))
-        progress.ended(*trial("ralr", 3, "ValueError: broken"))
+    with LiveProgress(console) as progress:
+        progress.on_round_start(Round(2, 5))
+        progress.on_trial_end(*trial("leap [red]", 3))
+        progress.on_trial_end(*trial("ralr", 3, "ValueError: broken"))
         progress._progress.refresh()
         middle = said_by(console)
-        progress.round_starts(4, 4)
+        progress.on_round_start(Round(4, 4))
         progress._progress.refresh()
     assert "Round 1: 2 trials to run, 3 already there" in middle
     assert "5/5" in middle
@@ -612,19 +612,19 @@ def test_progress_counts_rounds_and_shows_the_last_trial():
 
 def test_progress_says_an_odd_name_as_it_is():
     console = terminal()
-    with StudyProgress(console) as progress:
-        progress.round_starts(1, 1)
-        progress.ended(*trial("leap [red]", 3))
+    with LiveProgress(console) as progress:
+        progress.on_round_start(Round(1, 1))
+        progress.on_trial_end(*trial("leap [red]", 3))
     assert "digits, leap [red], seed 3: val_error 3.125" in said_by(console)
 
 
 def test_progress_says_a_failure_once_and_counts_the_others():
     console = terminal()
-    with StudyProgress(console) as progress:
-        progress.round_starts(5, 5)
+    with LiveProgress(console) as progress:
+        progress.on_round_start(Round(5, 5))
         for seed in range(4):
-            progress.ended(*trial("leap", seed, "final val_error is nan"))
-        progress.ended(*trial("ralr", 0, "ValueError: broken"))
+            progress.on_trial_end(*trial("leap", seed, "final val_error is nan"))
+        progress.on_trial_end(*trial("ralr", 0, "ValueError: broken"))
         progress._progress.refresh()
     text = said_by(console)
     assert text.count("failed: final val_error is nan") == 1
@@ -639,16 +639,17 @@ def test_progress_says_what_is_reused_and_that_machines_differ():
     console = terminal()
     spec, record = trial("leap", 3)
     other = {"cpu": "A", "cpu_capability": "AVX2"}
-    with StudyProgress(console) as progress:
+    with LiveProgress(console) as progress:
         for day in (1, 1, 4):
             on = {**other, "cpu": "A"} if day == 1 else None  # an older record does not tell
-            progress.reused(
-                dataclasses.replace(record, started=f"2026-03-0{day}T23:30:00+00:00", seconds=1800.0, environment=on)
+            progress.on_reused(
+                spec,
+                dataclasses.replace(record, started=f"2026-03-0{day}T23:30:00+00:00", seconds=1800.0, environment=on),
             )
-        progress.round_starts(1, 4)
+        progress.on_round_start(Round(1, 4))
         assert "different kinds" not in said_by(console)
-        progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "B"}))
-        progress.ended(spec, dataclasses.replace(record, environment={**other, "cpu": "C"}))
+        progress.on_trial_end(spec, dataclasses.replace(record, environment={**other, "cpu": "B"}))
+        progress.on_trial_end(spec, dataclasses.replace(record, environment={**other, "cpu": "C"}))
     text = said_by(console)
     assert "3 of 5 trials reused, from 2026-03-02 to 2026-03-05." in text
     assert text.count("on different kinds of machines (A, AVX2; B, AVX2)") == 1
@@ -656,8 +657,8 @@ def test_progress_says_what_is_reused_and_that_machines_differ():
 
 def test_hidden_progress_says_nothing():
     console = terminal()
-    with StudyProgress(console, shown=False) as progress:
-        progress.round_starts(1, 1)
-        progress.ended(*trial("leap", 0, "broken"))
-        progress.ended(*trial("leap", 1, "broken"))
+    with LiveProgress(console, shown=False) as progress:
+        progress.on_round_start(Round(1, 1))
+        progress.on_trial_end(*trial("leap", 0, "broken"))
+        progress.on_trial_end(*trial("leap", 1, "broken"))
     assert said_by(console) == ""

@@ -16,13 +16,13 @@ import torch
 
 import flatwise
 from flatwise.distributions import Constant
+from flatwise.studies import CompareError, compare_task
 from flatwise.study.arms import ArmError, parse_arm, split_arms, with_controls
 from flatwise.study.comparison import known_direction
 from flatwise.study.identify import NotIdentifiableError
 from flatwise.study.store import Store, StoreError
 from flatwise.study.task import Settings, Task
 from flatwise.study.trial import Trial, TrialError
-from flatwise.workflow import CompareError, compare_task
 
 STEPS, EPOCHS = 4, 5
 
@@ -385,9 +385,9 @@ def test_what_is_reused_is_said(tmp_path, capsys, monkeypatch):
     assert f"4 of 6 trials reused, from {today}." in said(seeds=3)
     assert "None of the 6 trials in the folder is reused: they have another" in said(seeds=2, settings={"a": 1})
     assert "different kinds of machines" not in said(seeds=3)
-    here = flatwise.workflow.environment()
+    here = flatwise.study.work.environment()
     other = {**here, "cpu": "Another CPU", "cpu_capability": "AVX2"}
-    monkeypatch.setattr(flatwise.workflow, "environment", lambda: other)
+    monkeypatch.setattr(flatwise.study.work, "environment", lambda: other)
     kinds = f"({here['cpu']}, {here['cpu_capability']}; Another CPU, AVX2)"
     assert "different kinds" not in said(seeds=3)  # nothing is run here
     assert kinds in said(seeds=4)
@@ -660,7 +660,7 @@ def test_the_page_is_written_although_nobody_reads_the_table_to_its_end(tmp_path
     def gone(*_: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("flatwise.workflow.show", gone)
+    monkeypatch.setattr("flatwise.studies.show", gone)
     with pytest.raises(BrokenPipeError):
         flatwise.compare(quadratic, ["leap"], 3, out=tmp_path)
     assert "leap" in (tmp_path / "report.html").read_text()
@@ -1050,16 +1050,3 @@ def test_a_failed_trial_keeps_its_traceback(tmp_path):
     assert "raise RuntimeError(error)" in (tmp_path / "report.html").read_text()
     with Store(tmp_path / "trials.sqlite", read_only=True) as store:
         assert store.get(record.key).traceback == record.traceback
-
-
-def test_a_store_of_the_schema_before_is_read_and_brought_up_to_date(tmp_path):
-    run(counted, seeds=2, out=tmp_path)
-    with sqlite3.connect(tmp_path / "trials.sqlite") as connection:
-        connection.execute("DROP TABLE looks")
-        connection.execute("PRAGMA user_version = 3")
-    connection.close()
-    with Store(tmp_path / "trials.sqlite", read_only=True) as store:
-        assert store.looks("anything") == []
-    run(counted, seeds=2, out=tmp_path)
-    assert len(CALLS) == 4
-    assert run(counted, seeds=3, out=tmp_path).earlier_seeds == ((0, 1),)

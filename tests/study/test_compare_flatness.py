@@ -1,7 +1,6 @@
 """Flatness in a comparison: measured after the training, kept with the trial, and without any effect on it."""
 
 import dataclasses
-import json
 import math
 import sqlite3
 
@@ -12,12 +11,11 @@ from torch.nn import functional as F
 
 import flatwise
 from flatwise.flatness import gradient_norm, measuring
+from flatwise.studies import CompareError, compare_task
 from flatwise.study.arms import Arm
 from flatwise.study.flatness import FlatnessSettings, measure_flatness
-from flatwise.study.records import Record
-from flatwise.study.store import SCHEMA, Store
+from flatwise.study.store import SCHEMA, Record, Store
 from flatwise.study.trial import Trial, TrialError
-from flatwise.workflow import CompareError, compare_task
 
 TINY = FlatnessSettings(max_batches=2, max_iter=12, eigenvalues=2, radii=(0.1, 0.3), directions=2)
 KEYS = [
@@ -207,22 +205,6 @@ def test_other_settings_measure_again(tmp_path):
     run(out=tmp_path)
     run(out=tmp_path, flatness=dataclasses.replace(TINY, radii=(0.2,)))
     assert len(trained) == 6
-
-
-def test_a_store_of_before_is_read(tmp_path):
-    """Schema 1, whose records have no such field, as it was written."""
-    plain = run(out=tmp_path, flatness=False)
-    with sqlite3.connect(tmp_path / "trials.sqlite") as connection:
-        for key, text in connection.execute("SELECT key, record FROM trials").fetchall():
-            fields = json.loads(text)
-            del fields["flatness"]
-            connection.execute("UPDATE trials SET record = ? WHERE key = ?", (json.dumps(fields), key))
-        connection.execute("PRAGMA user_version = 1")
-    assert run(out=tmp_path, flatness=False).records == plain.records
-    assert trained == []
-    measured = run(out=tmp_path)
-    assert len(trained) == 6
-    assert all(record.flatness for record in measured.records)
 
 
 def test_a_record_survives_the_store(tmp_path):

@@ -6,11 +6,10 @@ import json
 import pyarrow.parquet
 import pytest
 
-from flatwise.study.driver import drive
+from flatwise.study.engine import drive
 from flatwise.study.executors import LocalExecutor
 from flatwise.study.export import ExportError, export
-from flatwise.study.records import Record
-from flatwise.study.store import Store
+from flatwise.study.store import Record, Store
 from flatwise.study.work import Work
 from studies import Quiet, study
 

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 
-from flatwise.attach import perturb
+from flatwise._attach import perturb
 from flatwise.distributions import Constant
 from flatwise.perturbation import Perturbation
 from flatwise.study.task import USUAL_MOMENTUM, OptimizerName, Settings

@@ -6,11 +6,12 @@ import sys
 import pytest
 
 import flatwise
-from flatwise.study.driver import drive
+from flatwise.study.engine import drive
 from flatwise.study.executors import LocalExecutor
 from flatwise.study.registry import UnknownTaskError, get_task
-from flatwise.study.spec import StudyError, parse_study
+from flatwise.study.spec import StudyError
 from flatwise.study.store import Store
+from flatwise.study.study_file import parse_study
 from flatwise.study.task import SettingsError
 from flatwise.study.work import Work
 from studies import Quiet

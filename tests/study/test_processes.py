@@ -13,9 +13,7 @@ import pytest
 import torch
 
 import executor_jobs as jobs
-from flatwise.study.executors import ExecutorError, LocalExecutor, Lost, ProcessExecutor
-from flatwise.study.executors.messages import WorkerTraceback
-from flatwise.study.executors.processes import visible_cores
+from flatwise.study.executors import ExecutorError, LocalExecutor, Lost, ProcessExecutor, WorkerTraceback, visible_cores
 
 
 @pytest.fixture(scope="module")

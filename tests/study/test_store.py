@@ -1,5 +1,6 @@
 """The store: one writer, many readers; refused rather than damaged."""
 
+import math
 import os
 import resource
 import signal
@@ -13,8 +14,7 @@ import pytest
 import torch
 
 import flatwise
-from flatwise.study.records import Record
-from flatwise.study.store import Store, StoreError
+from flatwise.study.store import Record, Store, StoreError
 
 
 def record(key, **changes):
@@ -190,6 +190,46 @@ def test_a_newer_store_is_refused(tmp_path):
         Store(path)
     with pytest.raises(StoreError, match="written by a newer flatwise"):
         Store(path, read_only=True)
+
+
+@pytest.mark.parametrize("schema", [1, 4])
+def test_a_store_of_an_older_schema_is_refused_and_left_alone(tmp_path, schema):
+    path = tmp_path / "trials.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
+    connection.execute(f"PRAGMA user_version = {schema}")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    for options in ({}, {"read_only": True}):
+        with pytest.raises(StoreError, match=f"its schema is {schema}, expected 5. Choose another output folder"):
+            Store(path, **options)
+    assert path.read_bytes() == before
+
+
+def test_another_programs_database_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "trials.sqlite"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE notes (text)")
+    connection.commit()
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="is not a store of this flatwise"):
+        Store(path)
+    assert path.read_bytes() == before
+
+
+def test_the_outcome_is_read_without_the_record(tmp_path):
+    with Store(tmp_path / "trials.sqlite") as store:
+        store.put(record("1"))
+        store.put(record("2", status="failed", epochs=({"val_error": 1.0},)))
+        store._connection.execute("UPDATE trials SET record = 'no JSON'")
+        assert store.keys() == {"1", "2"}
+        assert store.outcome("1") == ("finished", 1.0)
+        status, value = store.outcome("2")
+        assert status == "failed"
+        assert math.isnan(value)
+        assert store.outcome("3") is None
 
 
 def test_a_full_disk_loses_nothing(tmp_path):

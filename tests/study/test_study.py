@@ -2,48 +2,46 @@
 
 import json
 import math
-import sqlite3
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
 from flatwise.study.arms import Arm
-from flatwise.study.driver import drive
+from flatwise.study.engine import drive
 from flatwise.study.executors import LocalExecutor, Lost
 from flatwise.study.registry import get_task
 from flatwise.study.results import study_results, study_status
-from flatwise.study.runner import TrialSpec, run_trial
 from flatwise.study.spec import StudyError
-from flatwise.study.store import SCHEMA, Store, StoreError
-from flatwise.study.subjects import subject_of
-from flatwise.study.work import Work
+from flatwise.study.store import Store, StoreError
+from flatwise.study.subjects import TrialSpec, subject_of
+from flatwise.study.work import Callback, Work, run_trial
 from studies import TUNED, Quiet, outcome, study
 
 
-def run(read, store, watcher=None, executor=None, **options):
-    return drive(read, store, executor or LocalExecutor(), Work(git={}), watcher or Quiet(), **options)
+def run(read, store, callback=None, executor=None, **options):
+    return drive(read, store, executor or LocalExecutor(), Work(git={}), callback or Quiet(), **options)
 
 
 @pytest.fixture(scope="module")
 def finished():
-    store, watcher = Store(None), Quiet()
-    yield study(), store, watcher, run(study(), store, watcher)
+    store, callback = Store(None), Quiet()
+    yield study(), store, callback, run(study(), store, callback)
     store.close()
 
 
 def test_the_rounds_are_baseline_arms_and_final_runs(finished):
-    _, _, watcher, (cell,) = finished
+    _, _, callback, (cell,) = finished
     # 2 configurations × 2 seeds; 3 × 3 × 2, of which vanilla's 0.5 and 1 times 0.2 were tried before; 5 arms × 6 seeds.
-    assert watcher.rounds[0] == (4, 4)
-    assert watcher.rounds[1] == (14, 18)
-    assert watcher.rounds[2] == (6 * len(cell.comparison.arms),) * 2
+    assert callback.rounds[0] == (4, 4)
+    assert callback.rounds[1] == (14, 18)
+    assert callback.rounds[2] == (6 * len(cell.comparison.arms),) * 2
     assert cell.comparison.seeds == (0, 1, 2, 3, 4, 5)
 
 
 def test_the_choice_is_the_best_mean_on_validation_data(finished):
-    _, _, watcher, (cell,) = finished
+    _, _, callback, (cell,) = finished
     by_trial = {}
-    for record in watcher.records:
+    for record in callback.records:
         if record.spec["metric"] == "val_error":
             at = record.arm, record.spec["settings"]["learning_rate"], str(record.spec["arm"])
             by_trial.setdefault(at, []).append(record.epochs[-1]["val_error"])
@@ -65,18 +63,18 @@ def vanilla_dict():
 
 
 def test_tuning_never_sees_the_test_set(finished):
-    _, _, watcher, _ = finished
-    for record in watcher.records:
+    _, _, callback, _ = finished
+    for record in callback.records:
         tuning = record.spec["metric"] == "val_error"
         assert all(("test_error" in epoch) is not tuning for epoch in record.epochs)
 
 
 def test_final_runs_have_the_choice_and_controls_have_their_methods(finished):
-    _, _, watcher, (cell,) = finished
+    _, _, callback, (cell,) = finished
     choice = {tuned.arm: tuned.choice for tuned in cell.tuned}
     start = cell.baseline.choice["learning_rate"]
     rates, factors = {}, {}
-    for record in watcher.records:
+    for record in callback.records:
         if record.spec["metric"] == "test_error":
             rates.setdefault(record.arm, set()).add(record.spec["settings"]["learning_rate"])
             factors[record.arm] = record.spec["arm"]["perturbations"]
@@ -93,10 +91,10 @@ def test_final_runs_have_the_choice_and_controls_have_their_methods(finished):
 
 def test_a_finished_study_runs_nothing_again(finished):
     read, store, _, results = finished
-    watcher = Quiet()
-    assert [cell.comparison.arms for cell in run(read, store, watcher)] == [cell.comparison.arms for cell in results]
-    assert watcher.records == []
-    assert all(missing == 0 for missing, _ in watcher.rounds)
+    callback = Quiet()
+    assert [cell.comparison.arms for cell in run(read, store, callback)] == [cell.comparison.arms for cell in results]
+    assert callback.records == []
+    assert all(missing == 0 for missing, _ in callback.rounds)
     assert [cell.comparison.arms for cell in study_results(read, store)] == [cell.comparison.arms for cell in results]
     (status,) = study_status(read, store)
     assert (status.stage, status.ended, status.failed) == ("done", status.planned, 0)
@@ -107,20 +105,20 @@ def test_more_seeds_run_only_what_is_new(finished):
     copied = Store(None)
     for record in store.records():
         copied.put(record)
-    watcher = Quiet()
-    run(study(TUNED.replace("seeds = 6", "seeds = 7")), copied, watcher)
-    assert {record.seed for record in watcher.records} == {6}
-    assert len(watcher.records) == len(cell.comparison.arms)
+    callback = Quiet()
+    run(study(TUNED.replace("seeds = 6", "seeds = 7")), copied, callback)
+    assert {record.seed for record in callback.records} == {6}
+    assert len(callback.records) == len(cell.comparison.arms)
     copied.close()
 
 
 def test_the_state_in_the_middle_is_told(finished):
-    read, _, watcher, _ = finished
+    read, _, callback, _ = finished
     with Store(None) as store:
         (status,) = study_status(read, store)
         assert (status.stage, status.ended, status.planned) == ("tuning", 0, 4)
         stages = []
-        for record in watcher.records:
+        for record in callback.records:
             store.put(record)
             (status,) = study_status(read, store)
             assert status.ended == sum(1 for _ in store.records())
@@ -131,16 +129,16 @@ def test_the_state_in_the_middle_is_told(finished):
 
 
 def test_a_report_in_the_middle_has_the_seeds_that_all_arms_have(finished):
-    read, _, watcher, (cell,) = finished
+    read, _, callback, (cell,) = finished
     arms = len(cell.comparison.arms)
     with Store(None) as store:
-        for record in watcher.records[: -2 * arms - 1]:
+        for record in callback.records[: -2 * arms - 1]:
             store.put(record)
         (partly,) = study_results(read, store)
         assert partly.comparison.seeds == (0, 1, 2)
         assert partly.tuned == cell.tuned
     with Store(None) as store:
-        for record in watcher.records[:10]:
+        for record in callback.records[:10]:
             store.put(record)
         assert study_results(read, store)[0].comparison is None
 
@@ -153,11 +151,11 @@ def test_failures_are_outcomes_with_their_message():
         FAILING.replace("baseline.learning_rate = [0.1, 0.2]", "baseline.learning_rate = [0.3, 0.4, 0.5, 0.2]")
     )
     with Store(None) as store:
-        watcher = Quiet()
-        (cell,) = run(read, store, watcher)
+        callback = Quiet()
+        (cell,) = run(read, store, callback)
         assert cell.baseline.choice == {"learning_rate": 0.2}
         assert [math.isnan(value) for value in cell.baseline.values] == [True, True, True, False]
-        errors = {r.spec["settings"]["learning_rate"]: r.error for r in watcher.records if r.status == "failed"}
+        errors = {r.spec["settings"]["learning_rate"]: r.error for r in callback.records if r.status == "failed"}
         assert errors[0.3] == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
         assert errors[0.4] == "final val_error is nan"
         assert errors[0.5] == "MemoryError: cannot allocate"
@@ -192,16 +190,16 @@ class Losing(LocalExecutor):
 
 def test_a_lost_worker_is_an_outcome():
     with Store(None) as store:
-        watcher = Quiet()
-        (cell,) = run(study(), store, watcher, Losing())
+        callback = Quiet()
+        (cell,) = run(study(), store, callback, Losing())
         assert cell.baseline.choice == {"learning_rate": 0.1}
-        lost = [record for record in watcher.records if record.status == "failed"]
+        lost = [record for record in callback.records if record.status == "failed"]
         assert {record.error for record in lost} == {"the worker went away"}
 
 
 def test_a_record_says_what_ran(finished):
-    _, store, watcher, _ = finished
-    record = watcher.records[0]
+    _, store, callback, _ = finished
+    record = callback.records[0]
     assert record.spec["task"] == "quick_tasks:QUICK"
     assert record.spec["settings"]["epochs"] == 3
     assert "quick" in record.spec["code"] or record.spec["code"].startswith("train")
@@ -215,9 +213,9 @@ def test_a_record_says_what_ran(finished):
 def test_a_trial_is_what_it_does_not_what_it_is_called(finished):
     _, store, _, _ = finished
     renamed = study(TUNED.replace('method = "leap"', 'method = "leap"\nname = "noise"'))
-    watcher = Quiet()
-    (cell,) = run(renamed, store, watcher)
-    assert watcher.records == []
+    callback = Quiet()
+    (cell,) = run(renamed, store, callback)
+    assert callback.records == []
     assert "noise" in [arm.name for arm in cell.comparison.arms]
     assert {record.arm for record in cell.comparison.records} == {arm.name for arm in cell.comparison.arms}
 
@@ -242,32 +240,6 @@ def test_other_versions_are_refused():
 
 def test_a_builtin_task_is_not_identified_by_code():
     assert get_task("digits-mlp").name == "digits-mlp"
-
-
-@pytest.mark.parametrize("before", [1, 2])
-def test_a_store_of_an_older_schema_is_migrated(tmp_path, before, finished):
-    _, store, _, _ = finished
-    records = list(store.records())
-    path = tmp_path / "trials.sqlite"
-    old = sqlite3.connect(path)
-    old.execute("CREATE TABLE trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
-    newer = ("spec", "started", "seconds", "memory", "environment") + (("flatness",) if before == 1 else ())
-    for record in records:
-        fields = {name: value for name, value in asdict(record).items() if name not in newer}
-        old.execute("INSERT INTO trials VALUES (?, ?)", (record.key, json.dumps(fields)))
-    old.execute(f"PRAGMA user_version = {before}")
-    old.commit()
-    old.close()
-    with Store(path) as migrated:
-        assert [record.key for record in migrated.records()] == [record.key for record in records]
-        assert next(migrated.records()).epochs == records[0].epochs
-        migrated.put(records[0])
-    columns = sqlite3.connect(path)
-    assert columns.execute("SELECT count(*) FROM trials WHERE status = 'finished' AND task != ''").fetchone() == (
-        len(records),
-    )
-    assert columns.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
-    columns.close()
 
 
 @pytest.mark.parametrize("same", ["space.learning_rate = [0.1]", "space.epochs = [3.0]"])
@@ -298,12 +270,8 @@ def test_what_is_no_text_is_kept_as_an_outcome(tmp_path):
 
     spec = TrialSpec(subject_of(task, task.settings), Arm("leap"), 0)
     with Store(tmp_path / "trials.sqlite") as store:
-        store.put(run_trial(spec, train, Silent()))
+        store.put(run_trial(spec, train, Callback()))
         assert store.get(spec.key).error == "ValueError: bad file '\\udcff'"
-
-
-class Silent:
-    def reported(self, *told): ...
 
 
 def test_a_number_that_sqlite_has_not_is_an_error_of_the_store(finished):

@@ -10,10 +10,10 @@ import pytest
 from flatwise import leap, lr_dropout
 from flatwise.study.analysis import analyse
 from flatwise.study.arms import Arm, with_controls
-from flatwise.study.comparison import Subject
-from flatwise.study.records import Record
 from flatwise.study.registry import load_study
 from flatwise.study.spec import StudySpec
+from flatwise.study.store import Record
+from flatwise.study.subjects import Subject
 from flatwise_papers.replication import LedgerError, build_ledger, ledger_markdown, write_ledger_csv
 
 SEEDS = range(10)

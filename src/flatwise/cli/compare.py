@@ -10,16 +10,19 @@ import typer
 from rich.table import Table
 
 from flatwise.cli.program import FAILED, INTERRUPTED, app, fail
+from flatwise.cli.study import Address, Cpus, ExecutorOption, Gpus, Quiet, Retries, Where, Workers
 from flatwise.report.terminal import terminal
+from flatwise.studies import PAGE_NAME, CompareError, ExecutorChoice, all_failed, compare_task
 from flatwise.study.arms import DEFAULT_ARMS, ArmError, split_arms
+from flatwise.study.executors import ExecutorError
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.identify import NotIdentifiableError
 from flatwise.study.registry import PluginError, UnknownTaskError, all_tasks
+from flatwise.study.spec import StudyError
 from flatwise.study.store import StoreError
 from flatwise.study.task import OptimizerName, ScheduleName, SettingsError
 from flatwise.study.tasks.classification import DataError
 from flatwise.study.trial import TrialError
-from flatwise.workflow import PAGE_NAME, CompareError, all_failed, compare_task
 
 
 def _listed(names: Any) -> str:
@@ -72,10 +75,16 @@ def compare(
     max_iter: Annotated[
         int | None, typer.Option(min=3, help="With --flatness: Hessian-vector products per measure \\[default: 60].")
     ] = None,
+    executor: Where = ExecutorOption.local,
+    workers: Workers = None,
+    address: Address = None,
+    cpus_per_trial: Cpus = None,
+    gpus_per_trial: Gpus = None,
+    retries: Retries = None,
     retry_failed: Annotated[
         bool, typer.Option(help="Run trials again that failed, or were not fully measured.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Write the report, print nothing.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train with and without each method, paired by seed, and say whether it helps.
 
@@ -104,6 +113,7 @@ def compare(
             controls=controls,
             out=folder,
             flatness=measured,
+            executor=ExecutorChoice(executor.value, workers, address, cpus_per_trial, gpus_per_trial, retries),
             retry_failed=retry_failed,
             quiet=quiet,
         )
@@ -113,10 +123,12 @@ def compare(
         ArmError,
         CompareError,
         DataError,
+        ExecutorError,
         NotIdentifiableError,
         PluginError,
         SettingsError,
         StoreError,
+        StudyError,
         TrialError,
         UnknownTaskError,
     ) as error:

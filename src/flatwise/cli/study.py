@@ -13,6 +13,17 @@ from rich.table import Table
 
 from flatwise.cli.program import FAILED, INTERRUPTED, app, fail
 from flatwise.report.terminal import terminal
+from flatwise.studies import (
+    ExecutorChoice,
+    all_failed,
+    export_study,
+    find_study,
+    folder_of,
+    report_study,
+    run_study,
+    show_status,
+    status_of,
+)
 from flatwise.study.arms import ArmError
 from flatwise.study.executors import ExecutorError
 from flatwise.study.export import ExportError
@@ -31,20 +42,11 @@ from flatwise.study.store import StoreError
 from flatwise.study.task import SettingsError
 from flatwise.study.tasks.classification import DataError
 from flatwise.study.trial import TrialError
-from flatwise.study_workflow import (
-    ExecutorChoice,
-    export_study,
-    find_study,
-    folder_of,
-    report_study,
-    run_study,
-    show_status,
-    status_of,
-)
-from flatwise.workflow import all_failed
 
 
-class _Executor(str, Enum):
+class ExecutorOption(str, Enum):
+    """Where trials run."""
+
     local = "local"
     processes = "processes"
     ray = "ray"
@@ -61,7 +63,7 @@ Cells = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the trials and the report \\[default: runs/NAME].")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of data files \\[default: FLATWISE_DATA, else a download].")]
-Where = Annotated[_Executor, typer.Option("--executor", help="Where trials run.")]
+Where = Annotated[ExecutorOption, typer.Option("--executor", help="Where trials run.")]
 Workers = Annotated[int | None, typer.Option(help="With processes: how many \\[default: one per core].")]
 Address = Annotated[str | None, typer.Option(help="With ray: the cluster, host:port or auto \\[default: a local Ray].")]
 Cpus = Annotated[float | None, typer.Option(help="With ray: CPUs of a trial \\[default: 1].")]
@@ -76,7 +78,7 @@ def run(
     study: Study,
     cell: Cells = None,
     out: Out = None,
-    executor: Where = _Executor.local,
+    executor: Where = ExecutorOption.local,
     workers: Workers = None,
     address: Address = None,
     cpus_per_trial: Cpus = None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from flatwise.flatness.batches import BatchLoss
+from flatwise.flatness._data import BatchLoss
 from flatwise.flatness.curvature import (
+    DiagonalEstimate,
     Eigenvalues,
+    TraceEstimate,
     by_parameter,
     diagonal,
     gradient_norm,
@@ -12,15 +14,20 @@ from flatwise.flatness.curvature import (
     top_eigenvalues,
     trace,
 )
-from flatwise.flatness.curves import LossCurve, LossCurves
-from flatwise.flatness.errors import FlatnessError
+from flatwise.flatness.guard import FlatnessError
 from flatwise.flatness.input_paths import input_noise_paths, validation_paths
-from flatwise.flatness.level_sets import LevelSlope, LevelSlopes, average_slope
 from flatwise.flatness.objective import Objective, measuring
-from flatwise.flatness.plots_losses import plot_loss_curves, plot_loss_surface, plot_paired_losses
-from flatwise.flatness.probes import DiagonalEstimate, TraceEstimate
-from flatwise.flatness.surfaces import LossGrid, LossSurface, loss_surface, plane_surface
-from flatwise.flatness.weight_paths import fooling_path, loss_along, random_weight_paths, weight_path
+from flatwise.flatness.paths import LossCurve, LossCurves, fooling_path, loss_along, random_weight_paths, weight_path
+from flatwise.flatness.plots import plot_loss_curves, plot_loss_surface, plot_paired_losses
+from flatwise.flatness.surfaces import (
+    LevelSlope,
+    LevelSlopes,
+    LossGrid,
+    LossSurface,
+    average_slope,
+    loss_surface,
+    plane_surface,
+)
 
 __all__ = [
     "BatchLoss",

@@ -10,15 +10,17 @@ The price is memory for a second copy of parameters and buffers, and the time of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
-
-from flatwise.flatness.errors import FlatnessError
-from flatwise.flatness.random_state import RandomState
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -112,3 +114,139 @@ def _check(model: nn.Module, mode: Mode) -> None:
             raise FlatnessError(f"parameter {name!r} has no shape yet: run the model once on a batch")
         if hasattr(parameter, "device_mesh"):
             raise FlatnessError(f"parameter {name!r} is sharded over devices (a DTensor): gather the model first")
+
+
+class FlatnessError(ValueError):
+    """A model, a loss or data that cannot be measured as asked. The message is one line."""
+
+
+def checked_count(name: str, value: int, least: int = 1) -> int:
+    """A whole number.
+
+    Raises:
+        FlatnessError: it is none, or below ``least``.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise FlatnessError(f"{name} must be a whole number, {least} or more; got {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """The states of all generators that the code under measurement can reach, at one moment.
+
+    These are torch's generators of the CPU and of the given devices, Python's, numpy's global one, and a data loader's
+    own. Restoring draws nothing, so a pass over the data that starts with ``restore`` sees what the last one saw: the
+    same order of a shuffling loader, the same augmentations, the same dropout masks.
+    """
+
+    cpu: torch.Tensor
+    devices: tuple[tuple[torch.device, torch.Tensor], ...]
+    generators: tuple[tuple[torch.Generator, torch.Tensor], ...]
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
+
+    @classmethod
+    def capture(cls, devices: Iterable[torch.device] = (), data: object = None) -> RandomState:
+        """Keep the present states.
+
+        Args:
+            devices: devices in use; those without a generator of their own (the CPU has torch's default one) are
+                passed over.
+            data: a data loader; the ``torch.Generator`` objects in it and in its samplers are kept too.
+        """
+        accelerators = sorted({d for d in devices if d.type not in ("cpu", "meta")}, key=str)
+        return cls(
+            cpu=torch.get_rng_state(),
+            devices=tuple((device, _device_state(device)) for device in accelerators),
+            generators=tuple((generator, generator.get_state()) for generator in _generators(data)),
+            python=random.getstate(),
+            numpy=dict(np.random.get_state(legacy=False)),
+        )
+
+    def restore(self) -> None:
+        """Put all generators back to where they were when this was captured."""
+        torch.set_rng_state(self.cpu)
+        for device, state in self.devices:
+            module = torch.get_device_module(device.type)
+            if device.type == "mps":
+                module.set_rng_state(state)
+            else:
+                module.set_rng_state(state, device)
+        for generator, state in self.generators:
+            generator.set_state(state)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+
+def _device_state(device: torch.device) -> torch.Tensor:
+    module = torch.get_device_module(device.type)
+    state: torch.Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return state
+
+
+def _generators(data: object) -> list[torch.Generator]:
+    """The generators of a data loader and its samplers: a shuffling loader that was given one moves it, not torch's."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    holders = [data, getattr(data, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Have torch choose, within the block, only kernels that have a second derivative. Its settings come back.
+
+    * Scaled dot-product attention: the flash and memory-efficient kernels have none (on the CPU too); the "math" one
+      has. It holds the attention matrix, so long sequences need more memory than in training.
+    * cuDNN's recurrent layers: cuDNN is off where the model has an RNN, LSTM or GRU on a GPU.
+    * What ``torch.compile`` compiled runs uncompiled: its backward pass cannot be differentiated.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(m, nn.RNNBase) and any(p.is_cuda for p in m.parameters()) for m in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules:  # not imported, nothing can be compiled; and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Autocast:
+    """Where autocast is on, and with which dtype.
+
+    The user's code (model, loss, data) runs under the autocast that is on around a measurement. The measurement's own
+    arithmetic does not: a projection or a residual in bfloat16 has three digits. The weight cache is off in both, since
+    it does not notice that weights are placed in place: the loss would be that of the weights before.
+
+    Attributes:
+        dtypes: device types on which autocast is on, each with its dtype.
+    """
+
+    dtypes: tuple[tuple[str, torch.dtype], ...] = ()
+
+    @classmethod
+    def capture(cls, device_types: Iterable[str]) -> Autocast:
+        """The present state, for these types of devices."""
+        on = [kind for kind in sorted(set(device_types)) if _is_on(kind)]
+        return cls(tuple((kind, torch.get_autocast_dtype(kind)) for kind in on))
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """The state again, for a ``with`` block, without the cache."""
+        with ExitStack() as stack:
+            for kind, dtype in self.dtypes:
+                stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
+            yield
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """No autocast for a ``with`` block, on the devices where this state has it."""
+        with ExitStack() as stack:
+            for kind, dtype in self.dtypes:
+                stack.enter_context(torch.autocast(kind, dtype, enabled=False, cache_enabled=False))
+            yield
+
+
+def _is_on(kind: str) -> bool:
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

@@ -1,26 +1,26 @@
 """Loss against perturbations of the inputs (peak-LR paper, section 6.2).
 
 Arguments, several models and several data sets, and what is an outcome or an error: as in
-:mod:`flatwise.flatness.weight_paths`. Inputs are floating-point tensors of one shape; a batch is a pair ``(inputs,
+:mod:`flatwise.flatness.paths`. Inputs are floating-point tensors of one shape; a batch is a pair ``(inputs,
 targets)``, or with a :class:`flatwise.flatness.BatchLoss` any tuple or list that starts with the inputs, or the inputs
 alone. Batches are never written to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
-from flatwise.flatness.batches import Batches
-from flatwise.flatness.compared import Comparison, Models, Progress, counter
-from flatwise.flatness.curves import LossCurve, LossCurves, checked_distances
-from flatwise.flatness.errors import FlatnessError, checked_count
-from flatwise.flatness.guard import Mode
-from flatwise.flatness.inputs import Direction, first_tensor, shifting, unit_noise
-from flatwise.flatness.objective import Loss
-from flatwise.flatness.random_state import RandomState
+from flatwise.flatness._data import Batch, Batches, BatchLoss, pair_loss
+from flatwise.flatness._models_and_data import Models, ModelsAndData, Progress, counter
+from flatwise.flatness.guard import FlatnessError, Mode, RandomState, checked_count
+from flatwise.flatness.objective import Loss, Objective
+from flatwise.flatness.paths import LossCurve, LossCurves, checked_distances
 
 # So many distances between inputs are held at once (64 MiB in float32).
 DISTANCES = 1 << 24
@@ -58,7 +58,7 @@ def input_noise_paths(
     """
     checked_count("directions", directions)
     chosen = None if distances is None else checked_distances(distances)
-    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
     step = counter(progress, len(compared.pairs) * directions * (11 if chosen is None else len(chosen)))
     curves = []
     for name, one in compared.pairs:
@@ -115,7 +115,7 @@ def validation_paths(
     chosen = (
         tuple(index / 10 for index in range(11)) if fractions is None else checked_distances(fractions, "fractions")
     )
-    compared = Comparison.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
     candidates = _inputs(validation, compared)
     if len(candidates) < nearest:
         raise FlatnessError(f"nearest is {nearest}, but there are only {len(candidates)} validation inputs")
@@ -169,7 +169,7 @@ class _Neighbours:
         return lambda number, inputs: self._candidates[drawn[number]].to(inputs) - inputs
 
 
-def _inputs(validation: Any, compared: Comparison) -> torch.Tensor:
+def _inputs(validation: Any, compared: ModelsAndData) -> torch.Tensor:
     """All validation inputs, shape (n, ...), on the CPU. The random states are put back."""
     random = RandomState.capture((), validation)
     parts: list[torch.Tensor] = []
@@ -191,3 +191,142 @@ def _inputs(validation: Any, compared: Comparison) -> torch.Tensor:
     if not parts:
         raise FlatnessError("the validation data are empty: the loader gave no batch")
     return torch.cat(parts)
+
+
+Direction: TypeAlias = Callable[[int, torch.Tensor], torch.Tensor]
+"""From the number of a batch and its inputs, what to add to them, times the distance: a tensor that broadcasts."""
+Visit: TypeAlias = Callable[[torch.Tensor], None]
+
+
+class ShiftedInputs:
+    """A loss over batches whose inputs are moved to ``inputs + distance · direction``. Made by :func:`shifting`.
+
+    Attributes:
+        shape: shape of one sample's inputs, known from :meth:`center` on.
+        mean_norm: the mean Euclidean norm of a sample's inputs, likewise.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.shape: torch.Size | None = None
+        self._loss = loss if isinstance(loss, BatchLoss) else pair_loss(loss)
+        self._visit: Visit | None = None
+        self._distance = 0.0
+        self._direction: Direction | None = None
+        self._number = 0
+        self._norms, self._samples = 0.0, 0
+
+    @property
+    def mean_norm(self) -> float:  # noqa: D102
+        return self._norms / self._samples
+
+    def center(self, objective: Objective, visit: Visit | None = None) -> float:
+        """The loss at the inputs as they are. To be called first: learns their shape.
+
+        Args:
+            objective: of this loss.
+            visit: called with the inputs of each batch, in order.
+
+        Raises:
+            FlatnessError: as :meth:`flatwise.flatness.Objective.loss`, or inputs that cannot be moved.
+        """
+        self._direction, self._visit = None, visit
+        return objective.loss()
+
+    def losses(
+        self,
+        objective: Objective,
+        center: float,
+        directions: Iterable[Direction],
+        distances: Sequence[float],
+        step: Callable[[], None],
+    ) -> tuple[tuple[float, ...], ...]:
+        """The loss at moved inputs, finite or not: for each direction, at each distance.
+
+        Args:
+            objective: of this loss.
+            center: what :meth:`center` returned.
+            directions: what to add to the inputs.
+            distances: multiples of it.
+            step: called after each loss.
+        """
+        # Given to the objective, they say that this is not the model's own loss: a NaN is an outcome then, and another
+        # value at the same weights no sign of random data.
+        own = objective.vector()
+        rows = []
+        for self._direction in directions:
+            row = []
+            for self._distance in distances:
+                self._number = 0
+                row.append(center if self._distance == 0 else objective.loss(own))
+                step()
+            rows.append(tuple(row))
+        return tuple(rows)
+
+    def count(self, batch: Batch) -> float:
+        """What the batch counts. Called once per batch, before :meth:`function`."""
+        inputs = first_tensor(batch)
+        if self.shape is not None and inputs.shape[1:] != self.shape:
+            raise FlatnessError(
+                f"all samples must have one shape to be moved alike: got {tuple(inputs.shape[1:])} after "
+                f"{tuple(self.shape)}"
+            )
+        count = self._loss.count(batch)
+        if self._direction is None:
+            self.shape = inputs.shape[1:]
+            flat = inputs.detach().reshape(len(inputs), -1)
+            self._norms += float(flat.to(torch.promote_types(flat.dtype, torch.float32)).norm(dim=1).sum())
+            self._samples += len(inputs)
+            if self._visit is not None:
+                self._visit(inputs.detach())
+        return count
+
+    def function(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The batch's loss. Called once per batch, in order."""
+        if self._direction is not None:
+            inputs = first_tensor(batch)
+            batch = _with_first(batch, inputs + self._distance * self._direction(self._number, inputs))
+        self._number += 1
+        return self._loss.function(model, batch)
+
+
+@contextmanager
+def shifting(compared: ModelsAndData, model: str, data: str) -> Iterator[tuple[Objective, ShiftedInputs]]:
+    """Lend one model for a ``with`` block, with a loss whose inputs can be moved."""
+    shifted = ShiftedInputs(compared.loss)
+    with compared.measuring(model, data, BatchLoss(shifted.function, shifted.count)) as objective:
+        yield objective, shifted
+
+
+def first_tensor(batch: Batch) -> torch.Tensor:
+    """The inputs of a batch: itself, or the first of a tuple or list.
+
+    Raises:
+        FlatnessError: not a floating-point tensor with a dimension of samples.
+    """
+    inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if not isinstance(inputs, torch.Tensor):
+        raise FlatnessError(
+            f"the inputs must be a tensor, first in a batch such as (inputs, targets); got a {type(inputs).__name__}"
+        )
+    if not inputs.is_floating_point() or inputs.ndim == 0:
+        raise FlatnessError(
+            f"the inputs must be floating-point, a row per sample, to be moved; got {inputs.dtype} of shape "
+            f"{tuple(inputs.shape)}"
+        )
+    return inputs
+
+
+def _with_first(batch: Batch, inputs: torch.Tensor) -> Batch:
+    if isinstance(batch, torch.Tensor):
+        return inputs
+    if hasattr(batch, "_fields"):
+        return type(batch)(inputs, *batch[1:])
+    return type(batch)((inputs, *batch[1:]))
+
+
+def unit_noise(shape: torch.Size, count: int, seed: int) -> list[torch.Tensor]:
+    """Normal noise of norm 1, from a generator of its own, float64, on the CPU: the same for every model and device."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(count, max(1, math.prod(shape)), generator=generator, dtype=torch.float64, device="cpu")
+    noise /= noise.norm(dim=1, keepdim=True)
+    return [one.reshape(shape) for one in noise]

@@ -15,11 +15,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from flatwise.flatness.batches import Batch, Batches, BatchLoss, Replay, pair_loss
-from flatwise.flatness.errors import FlatnessError
-from flatwise.flatness.guard import Mode, untouched
-from flatwise.flatness.kernels import Autocast, twice_differentiable
-from flatwise.flatness.random_state import RandomState
+from flatwise.flatness._data import Batch, Batches, BatchLoss, Replay, pair_loss
+from flatwise.flatness.guard import Autocast, FlatnessError, Mode, RandomState, twice_differentiable, untouched
 
 Loss: TypeAlias = Callable[[Any, Any], torch.Tensor] | BatchLoss
 

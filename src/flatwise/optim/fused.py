@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from flatwise.attach.factors import Factors, Stream
-from flatwise.attach.handle import Handle, handle_of, perturb
-from flatwise.attach.noisy_step import NoisyStep
+from flatwise._attach.factors import Acting, Factors, Noise
+from flatwise._attach.handle import Handle, handle_of
+from flatwise._attach.perturbing import perturb
+from flatwise._attach.step import NoisyStep
 from flatwise.optim.launch import Footprint, Settings, Update, local
 from flatwise.optim.plans import Plan, make_plan, objection
 from flatwise.perturbation import Perturbation
@@ -32,7 +33,7 @@ def _hooked(step: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(step)
     def hooked(self: Fused, *args: Any, **kwargs: Any) -> Any:
-        handle = self.handle
+        handle = handle_of(self)
         if handle is None or handle.in_step or not _listens_alone(self):
             return wrapped(self, *args, **kwargs)
         changed = handle.before_step(self, (self, *args), kwargs)
@@ -102,7 +103,7 @@ class Fused(Optimizer):
             closure: reevaluates the model and returns the loss; optional.
         """
         noisy = self._noisy
-        if noisy is None or not noisy.running:
+        if noisy is None or noisy.noise is None:
             return self._torch_step(closure)
         loss = None
         if closure is not None:
@@ -120,7 +121,7 @@ class Fused(Optimizer):
         """How a perturbation acts on this optimizer; asked by :func:`flatwise.perturb`."""
         if type(self).step is not Fused.step:
             # What a subclass does before and after torch's update is part of the step, and scaled with it.
-            if self._overridden is None and factors.has_fine:
+            if self._overridden is None and factors.is_fine:
                 self._overridden = f"{type(self).__name__} has a step of its own"
                 _warn_of_fallback(self, self._overridden, stacklevel=5)
             return NoisyStep(self, factors, moves_all=True)
@@ -147,11 +148,6 @@ def _warn_of_fallback(optimizer: Fused, reason: str, *, stacklevel: int) -> None
     )
 
 
-def unhooked(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A torch optimizer's ``step`` without the hooks that torch wraps around it when one is first made."""
-    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
-
-
 class FusedStep(NoisyStep):
     """A noisy step whose per-element factors are drawn in registers, inside the update, with no copy of anything.
 
@@ -165,64 +161,57 @@ class FusedStep(NoisyStep):
     def __init__(self, optimizer: Fused, factors: Factors) -> None:
         super().__init__(optimizer, factors)
         self._fused = optimizer
-        self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
         self.fallback: str | None = None
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._plans = {}
+    def release(self) -> None:
+        """Release the buffers, and all that was prepared for the optimizer's parameters."""
+        super().release()
+        self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
 
-    def _copy(self, step: int, *, every: bool) -> None:
+    def _copy(self, noise: Noise, *, every: bool) -> None:
         """Nothing yet: whether a copy is needed is known when the gradients are, and a closure may still make them."""
 
     def update(self) -> bool:
-        """Updates the parameters with their factors; ``False`` if torch's step has to."""
-        seed, step = self._now
-        fine = self._factors.fine(step)
-        if not fine:
+        """Update the parameters with their factors; ``False`` if torch's step has to."""
+        noise = self.noise
+        if noise is None or not noise.fine:
             return False
-        reason = self._fuse(fine, seed, step)
+        reason = _objection(noise.fine) if noise.by_kernel is None else self._fuse(noise.by_kernel)
         if reason is not None:
             if reason != self.fallback:
                 _warn_of_fallback(self._fused, reason, stacklevel=6)  # past step, its hooks and its guard
-            super()._copy(step, every=False)
+            super()._copy(noise, every=False)
         self.fallback = reason
         return reason is None
 
-    def _fuse(self, fine: list[Stream], seed: int, step: int) -> str | None:
-        """Does the fused update of all groups, or says why it did nothing."""
-        stream, perturbation = fine[0]
-        form = perturbation.distribution.kernel_form
-        if len(fine) > 1:
-            return "several perturbations are finer than a parameter group, and a kernel draws one"
-        if perturbation.scope != "element" or form is None:
-            name = type(perturbation.distribution).__name__
-            return f"the kernels draw Normal, Uniform and Bernoulli per element, not {name} per {perturbation.scope}"
-        groups = self._fused.param_groups
+    def _fuse(self, acting: Acting) -> str | None:
+        """Do the fused update of all groups, or say why nothing was done."""
+        fused, form = self._fused, acting.form
+        assert form is not None
+        groups = fused.param_groups
         for group in groups:
             if group.get("foreach") or group.get("fused") is False:
                 return "foreach=True or fused=False asks for torch's own"
-        own = vars(self._fused)
+        own = vars(fused)
         if own.get("grad_scale") is not None or own.get("found_inf") is not None:
             return "a GradScaler leaves the gradients' scale to torch's fused step; use fused=None"
-        settings = [self._fused._settings(group) for group in groups]
+        settings = [fused._settings(group) for group in groups]
         grads = [self._known_gradients(index, settings[index]) for index in range(len(groups))]
-        unknown = {index: self._fused._update(groups[index]) for index, of in enumerate(grads) if of is None}
+        unknown = {index: fused._update(groups[index]) for index, known in enumerate(grads) if known is None}
         for update in unknown.values():  # all before any is done: a step is fused as a whole or not at all
-            if (reason := objection(update, self._fused._kernel, form)) is not None:
+            if (reason := objection(update, fused._kernel, form)) is not None:
                 return reason
         for index, update in unknown.items():
             fresh = _start(update)
-            units = self._factors.units(update.params)
-            plan = make_plan(update, fresh, units, self._fused._kernel, form, stream)  # may compile, for seconds
+            ids = self._factors.ids(update.params)
+            plan = make_plan(update, fresh, ids, fused._kernel, form, acting.position)  # may compile, for seconds
             for position, is_new in enumerate(fresh):
                 if is_new:  # only now: an interrupted first step must find no momentum when it is made again
-                    self._fused.state[update.params[position]][update.first_state] = update.states[0][position]
-            self._plans[index] = Footprint(self._fused, groups[index], update), plan
+                    fused.state[update.params[position]][update.first_state] = update.states[0][position]
+            self._plans[index] = Footprint(fused, groups[index], update), plan
             grads[index] = local(update.grads)
-        tick = self._factors.calendar.tick(perturbation, step)
         for index, (_, numbers) in enumerate(settings):
-            self._plans[index][1].run(grads[index] or [], numbers, seed, tick)
+            self._plans[index][1].run(grads[index] or [], numbers, acting.seed, acting.counter)
         return None
 
     def _known_gradients(self, index: int, settings: Settings) -> list[Tensor] | None:
@@ -234,6 +223,15 @@ class FusedStep(NoisyStep):
         if grads is None:
             del self._plans[index]
         return grads
+
+
+def _objection(fine: list[Acting]) -> str:
+    """Why no kernel can draw the factors of these perturbations."""
+    if len(fine) > 1:
+        return "several perturbations are finer than a parameter group, and a kernel draws one"
+    perturbation = fine[0].perturbation
+    name = type(perturbation.distribution).__name__
+    return f"the kernels draw Normal, Uniform and Bernoulli per element, not {name} per {perturbation.scope}"
 
 
 def _start(update: Update) -> list[bool]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatwise.attach.shards import local_part
+from flatwise._attach.parameters import local_part
+from flatwise._attach.step import unhooked
 from flatwise.noise import gpu, reference
 from flatwise.noise.blender import KernelForm
 from flatwise.noise.keys import derive_keys
-from flatwise.optim.fused import unhooked
 from flatwise.optim.launch import Update, local, readable
 from flatwise.optim.triton import SUPPORTED, Group
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flatwise.attach.shards import local_part
+from flatwise._attach.parameters import local_part
 from flatwise.noise.blender import PLAIN, KernelForm
 from flatwise.noise.dispatch import runs
 from flatwise.noise.keys import as_int64

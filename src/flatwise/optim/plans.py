@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flatwise.attach.shards import local_part, share_memory
+from flatwise._attach.parameters import local_part, share_memory
 from flatwise.noise.blender import BACKENDS, PLAIN, KernelForm
 from flatwise.optim import launch
 from flatwise.optim.launch import Update, layout, local

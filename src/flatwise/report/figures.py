@@ -13,7 +13,7 @@ from flatwise.report.rows import difference_unit, metric_label, verdict_note, wi
 from flatwise.report.style import NEUTRAL, ArmStyle, Array, arm_styles, escape, lay_out, translucent, value_axis
 from flatwise.stats import UNTESTED, Judgement
 from flatwise.study.comparison import ArmSummary, Comparison
-from flatwise.study.records import Record
+from flatwise.study.store import Record
 
 _NOT_METRICS = ("scheduled_lr", "effective_lr", "seconds")
 

@@ -12,8 +12,7 @@ from plotly.subplots import make_subplots
 
 from flatwise.report.rows import metric_label
 from flatwise.report.style import NEUTRAL, Array, arm_styles, escape, lay_out, translucent, value_axis
-from flatwise.study.comparison import Comparison
-from flatwise.study.flatness_summary import FlatnessSummary, Measure
+from flatwise.study.comparison import Comparison, FlatnessSummary, Measure
 
 HEIGHT_OF_ARM = 26
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from flatwise.report.rows import NOTHING, decimals_of, mean_and_sd, number, p_value, rows
 from flatwise.stats import Judgement, Verdict
-from flatwise.study.comparison import Comparison
-from flatwise.study.flatness_summary import ArmFlatness, FlatnessSummary, Measure
+from flatwise.study.comparison import ArmFlatness, Comparison, FlatnessSummary, Measure
 
 # A lower curvature is flatter; whether that is better, only the metric tells.
 WORDS: dict[Verdict, str] = {

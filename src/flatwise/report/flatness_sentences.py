@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from flatwise.report.flatness_rows import verdict_on
 from flatwise.report.rows import NOTHING, listing, number
 from flatwise.stats import UNTESTED, Correlation
-from flatwise.study.comparison import ArmSummary, Comparison
-from flatwise.study.flatness_summary import FlatnessSummary, Measure
+from flatwise.study.comparison import ArmSummary, Comparison, FlatnessSummary, Measure
 
 # With fewer points a partial rank correlation has no interval.
 FEWEST_ARMS = 5

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from flatwise.report.figures import to_json
-from flatwise.study.files import written_whole
+from flatwise.study.export import written_whole
 
 
 @cache

@@ -14,7 +14,7 @@ from flatwise.report.rows import difference_unit, metric_label, rows
 from flatwise.report.sentences import headline, summary_lines, warnings
 from flatwise.report.style import arm_styles
 from flatwise.study.comparison import Comparison
-from flatwise.study.records import Record
+from flatwise.study.store import Record
 
 
 def write_page(comparison: Comparison, path: Path) -> Path:

@@ -1,70 +1,25 @@
-"""Live progress in the terminal: which trial runs, how far it is, how long the rest will take."""
+"""Live progress in the terminal: which trial runs, how many ended and failed, how long the rest will take."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flatwise.study.machine import kind_in_words, kind_of_machine
-from flatwise.study.records import Record
-from flatwise.study.runner import TrialSpec
+from flatwise.report.rows import NOTHING, number_of, plural
+from flatwise.study.provenance import kind_in_words, kind_of_machine
+from flatwise.study.store import Record
+from flatwise.study.subjects import TrialSpec
+from flatwise.study.work import Callback, Round
 
 
-class Reuse:
-    """Counts the trials that were reused from the store, and the kinds of machines that trials ran on."""
+class LiveProgress(Callback):
+    """A progress bar over the trials of a round; every kind of failure is printed once. A context manager.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._run = 0
-        self._ends: list[datetime] = []
-        self._kinds: list[Mapping[str, str]] = []
-
-    def found(self, record: Record) -> None:
-        """Counts a trial that was in the store."""
-        self.count += 1
-        if record.ended is not None:
-            self._ends = [min([*self._ends, record.ended]), max([*self._ends, record.ended])]
-        self.runs_on(record.environment)
-
-    def ran(self, record: Record) -> None:
-        """Counts a trial that was run now."""
-        self._run += 1
-        self.runs_on(record.environment)
-
-    def runs_on(self, environment: Mapping[str, str] | None) -> None:
-        """Notes the kind of a machine that trials ran on, or will."""
-        kind = kind_of_machine(environment)
-        if kind is not None and kind not in self._kinds:
-            self._kinds.append(kind)
-
-    def line(self, total: int | None = None) -> str:
-        """How many of all trials were found, and when they ended.
-
-        Args:
-            total: number of all trials; default: those found and those run so far.
-        """
-        total = self.count + self._run if total is None else total
-        dates = list(dict.fromkeys(f"{end:%Y-%m-%d}" for end in self._ends))
-        when = f", from {' to '.join(dates)}" if dates else ""
-        return f"{self.count} of {total} trial{'' if total == 1 else 's'} reused{when}."
-
-    def machines_line(self) -> str | None:
-        """Says so where trials ran on different kinds of machines."""
-        if len(self._kinds) < 2:
-            return None
-        kinds = "; ".join(map(kind_in_words, self._kinds))
-        return (
-            f"Note: the trials ran on different kinds of machines ({kinds}). The same trial may differ between them, "
-            "in its last bits or more. If that matters, run all of them on one kind, in a new folder."
-        )
-
-
-class LiveProgress:
-    """A progress bar over all trials; tells of failed trials as they fail. A context manager.
+    A round is what can run at once: in a study tuning, then the final runs. When one ends, the bar starts anew.
 
     Args:
         console: where to draw.
@@ -73,15 +28,21 @@ class LiveProgress:
 
     def __init__(self, console: Console, *, shown: bool = True) -> None:
         self._shown = shown
+        self._rounds = 0
+        self._reused: list[Record] = []
+        self._kinds: list[Mapping[str, str]] = []  # of the machines that trials ran on
+        self._failures: Counter[str] = Counter()
+        self._failed = 0
         self._progress = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=16),
             TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[failed]}", style="yellow"),
             TextColumn("{task.fields[detail]}", markup=False),  # arms have the user's names: never markup
             console=console,
             disable=not shown,
         )
-        self._bar = self._progress.add_task("compare", total=None, detail="")
+        self._bar = self._progress.add_task("trials", total=None, failed="", detail="")
 
     def __enter__(self) -> LiveProgress:
         self._progress.start()
@@ -91,34 +52,99 @@ class LiveProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        for message, count in self._failures.items():
+            if count > 1:
+                self._say(f"{plural(count, 'trial')} failed with: {message}")
 
-    def started(self, spec: TrialSpec, number: int, total: int) -> None:
-        """Names the trial that starts."""
-        self._progress.update(self._bar, total=total, completed=number, detail=f"{spec.arm.name}, seed {spec.seed}")
+    def on_reused(self, spec: TrialSpec, record: Record) -> None:
+        """Count a trial that the store holds; see :meth:`on_round_start`."""
+        self._reused.append(record)
+        self._count_failure(spec, record)
+        self._compare_machines(record)
 
-    def reported(self, spec: TrialSpec, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Shows an epoch's metric."""
+    def on_round_start(self, start: Round) -> None:
+        """Start the bar anew, at what the store holds already, and say what is reused and what runs again."""
+        self._rounds += 1
+        if self._rounds > 1 and start.missing:
+            self._say(f"Round {self._rounds}: {plural(start.missing, 'trial')} to run", style="dim")
+        if self._reused:
+            self._say(f"{len(self._reused)} of {plural(start.planned, 'trial')} reused{_when(self._reused)}.", "dim")
+        elif start.stored and start.missing and self._rounds == 1 and not start.remeasured:
+            self._say(
+                f"None of the {start.stored} trials in the folder is reused: they have another training function, or "
+                "other settings, arms, seeds or versions.",
+                "dim",
+            )
+        if start.remeasured:
+            them = "it is" if start.remeasured == 1 else "they are"
+            self._say(
+                f"Note: {start.remeasured} of the finished trials have no flatness measures, or were measured by other "
+                f"settings. Models are not kept, so {them} trained again as before, and measured.",
+                "",
+            )
+        self._reused = []
+        # Else the trials that were there already would count as run in no time.
+        self._progress.reset(self._bar, total=start.planned, completed=start.planned - start.missing)
+        self._progress.update(self._bar, detail="")
+
+    def on_trial_start(self, spec: TrialSpec) -> None:
+        """Name the trial."""
+        self._progress.update(self._bar, detail=_name(spec))
+
+    def on_epoch(self, spec: TrialSpec, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Show an epoch's metric."""
         value = metrics.get(spec.subject.metric)
         shown = "" if value is None else f": {spec.subject.metric} {value:.4g}"
-        self._progress.update(
-            self._bar, detail=f"{spec.arm.name}, seed {spec.seed}, epoch {epoch + 1}{shown}", refresh=False
-        )
+        self._progress.update(self._bar, detail=f"{_name(spec)}, epoch {epoch + 1}{shown}", refresh=False)
 
-    def measuring(self, spec: TrialSpec, what: str, done: int, of: int) -> None:
-        """Shows how far a measurement of the final model is."""
-        detail = f"{spec.arm.name}, seed {spec.seed}: {what} {done}/{of}"
-        self._progress.update(self._bar, detail=detail, refresh=False)
+    def on_measure(self, spec: TrialSpec, what: str, done: int, of: int) -> None:
+        """Show how far a measurement of the final model is."""
+        self._progress.update(self._bar, detail=f"{_name(spec)}: {what} {done}/{of}", refresh=False)
 
-    def ended(self, spec: TrialSpec, record: Record, number: int, total: int) -> None:
-        """Counts a trial; a failed one, and a measurement that failed, is said aloud."""
-        self._progress.update(self._bar, total=total, completed=number + 1)
-        trial = f"{spec.arm.name}, seed {spec.seed}"
+    def on_trial_end(self, spec: TrialSpec, record: Record) -> None:
+        """Count a trial and show its value; the first failure with a message is printed, the others are counted."""
+        self._compare_machines(record)
+        self._count_failure(spec, record)
+        value = number_of(record.final(spec.subject.metric))
+        detail = f"{_name(spec)}: {'failed' if value == NOTHING else f'{spec.subject.metric} {value}'}"
+        failed = f"{self._failed} failed" if self._failed else ""
+        self._progress.update(self._bar, advance=1, failed=failed, detail=detail)
+
+    def _count_failure(self, spec: TrialSpec, record: Record) -> None:
         if record.status == "failed":
-            self._say(f"{trial} failed: {record.error}")
-        elif record.flatness is not None and record.flatness.missing:
+            self._failed += 1
+            message = record.error or "no message"
+            self._failures[message] += 1
+            if self._failures[message] == 1:
+                self._say(f"{_name(spec)} failed: {message}")
+        elif spec.flatness is not None and record.flatness is not None and record.flatness.missing:
             reasons = "; ".join(dict.fromkeys(record.flatness.missing.values()))
-            self._say(f"{trial}: {', '.join(record.flatness.missing)} not measured: {reasons}")
+            self._say(f"{_name(spec)}: {', '.join(record.flatness.missing)} not measured: {reasons}")
 
-    def _say(self, message: str) -> None:
+    def _compare_machines(self, record: Record) -> None:
+        """Say so, once, when trials ran on different kinds of machines."""
+        kind = kind_of_machine(record.environment)
+        if kind is None or kind in self._kinds:
+            return
+        self._kinds.append(kind)
+        if len(self._kinds) == 2:
+            self._say(
+                f"Note: the trials ran on different kinds of machines ({'; '.join(map(kind_in_words, self._kinds))}). "
+                "The same trial may differ between them, in its last bits or more. If that matters, run all of them on "
+                "one kind, in a new folder."
+            )
+
+    def _say(self, message: str, style: str = "yellow") -> None:
         if self._shown:
-            self._progress.console.print(message, style="yellow", markup=False, highlight=False)
+            self._progress.console.print(message, style=style, markup=False, highlight=False)
+
+
+def _name(spec: TrialSpec) -> str:
+    return f"{spec.subject.name}, {spec.arm.name}, seed {spec.seed}"
+
+
+def _when(records: list[Record]) -> str:
+    """``", from 2026-03-02 to 2026-03-05"``: when the trials ended."""
+    ends = [record.ended for record in records if record.ended is not None]
+    dates = dict.fromkeys(f"{end:%Y-%m-%d}" for end in (min(ends), max(ends))) if ends else {}
+    return f", from {' to '.join(dates)}" if dates else ""

@@ -12,8 +12,8 @@ from flatwise.report.rows import number_of
 from flatwise.report.style import Array, escape, lay_out, value_axis
 from flatwise.report.tuning_rows import configuration_words, value_words
 from flatwise.stats import Better
-from flatwise.study.plan import Tuned
-from flatwise.study.spec.space import Value
+from flatwise.study.plan import TuningResult
+from flatwise.study.spec import Value
 
 TRIED, CHOSEN = "#1F83C4", "#D55E00"
 # From pale to strong: the better, the stronger. Dark text reads on the pale end, light text on the strong one.
@@ -21,7 +21,7 @@ _SCALE = ((0.0, "#0b5a8f"), (0.5, "#7fb6da"), (1.0, "#e6eef4"))
 _MOST_TICKS = 9
 
 
-def search_figures(tuned: Tuned, label: str, better: Better, *, is_grid: bool) -> dict[str, go.Figure]:
+def search_figures(tuned: TuningResult, label: str, better: Better, *, is_grid: bool) -> dict[str, go.Figure]:
     """Figures of one search by what they show.
 
     Args:
@@ -40,7 +40,7 @@ def search_figures(tuned: Tuned, label: str, better: Better, *, is_grid: bool) -
     return {key: _over(tuned, key, label, better, joined=joined) for key in tuned.space}
 
 
-def _over(tuned: Tuned, key: str, label: str, better: Better, *, joined: bool) -> go.Figure:
+def _over(tuned: TuningResult, key: str, label: str, better: Better, *, joined: bool) -> go.Figure:
     """The validation value over one setting; a line joins the points of a grid."""
     figure = go.Figure()
     values = np.array(tuned.values, dtype=np.float64)
@@ -69,7 +69,7 @@ def _over(tuned: Tuned, key: str, label: str, better: Better, *, joined: bool) -
 
 def _add_points(
     figure: go.Figure,
-    tuned: Tuned,
+    tuned: TuningResult,
     x: Sequence[float] | Sequence[str],
     values: Array,
     shown: Sequence[int],
@@ -95,7 +95,7 @@ def _add_points(
 
 
 def _add_failed(
-    figure: go.Figure, tuned: Tuned, x: Sequence[float] | Sequence[str], failed: Sequence[int], height: float
+    figure: go.Figure, tuned: TuningResult, x: Sequence[float] | Sequence[str], failed: Sequence[int], height: float
 ) -> None:
     """A configuration without a value is drawn as a cross at the worst one's height, and says that it failed."""
     figure.add_scatter(
@@ -113,7 +113,7 @@ def _add_failed(
     )
 
 
-def _told(tuned: Tuned, index: int) -> str:
+def _told(tuned: TuningResult, index: int) -> str:
     return f"<b>{escape(configuration_words(tuned.configurations[index]))}</b>"
 
 
@@ -125,7 +125,7 @@ def _lay_out_numbers(figure: go.Figure, x: Array) -> None:
     figure.update_xaxes(**axis)
 
 
-def _heatmap(tuned: Tuned, label: str, better: Better) -> go.Figure:
+def _heatmap(tuned: TuningResult, label: str, better: Better) -> go.Figure:
     """A cell per configuration, coloured by its rank: one value that explodes would leave the others one colour."""
     across, down = tuned.space
     columns, rows = _distinct(tuned, across), _distinct(tuned, down)
@@ -174,7 +174,7 @@ def _heatmap(tuned: Tuned, label: str, better: Better) -> go.Figure:
     return figure
 
 
-def _distinct(tuned: Tuned, key: str) -> list[Value]:
+def _distinct(tuned: TuningResult, key: str) -> list[Value]:
     """The values of one setting: numbers from low to high, others in the order of the grid."""
     found = list(dict.fromkeys(configuration[key] for configuration in tuned.configurations))
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in found):
@@ -182,6 +182,6 @@ def _distinct(tuned: Tuned, key: str) -> list[Value]:
     return found
 
 
-def _cell_text(tuned: Tuned, index: int) -> str:
+def _cell_text(tuned: TuningResult, index: int) -> str:
     text = number_of(tuned.values[index])
     return f"<b>{text}</b>" if index == tuned.chosen else text

@@ -11,8 +11,7 @@ from flatwise.report.tuning_rows import configuration_words
 from flatwise.stats import UNTESTED
 from flatwise.study.comparison import ArmSummary, Comparison
 from flatwise.study.results import CellResult
-from flatwise.study.spec import StudySpec
-from flatwise.study.spec.space import grid_size
+from flatwise.study.spec import StudySpec, grid_size
 from flatwise.study.task import Task
 
 _VERBS = {

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 from flatwise.report.rows import listing, number_of
 from flatwise.study.arms import VANILLA
-from flatwise.study.plan import Tuned
+from flatwise.study.plan import TuningResult
 from flatwise.study.results import CellResult
 from flatwise.study.search import Configuration
-from flatwise.study.spec import Choices, Range, Space, StudySpec, Times
-from flatwise.study.spec.space import Value
+from flatwise.study.spec import Choices, Range, Space, StudySpec, Times, Value
 
 # A sampler never draws a range's very end: this share of the range counts as its edge.
 _EDGE = 0.05
@@ -40,7 +39,7 @@ class SearchRow:
     chosen: str
     value: str
     warnings: tuple[str, ...]
-    tuned: Tuned
+    tuned: TuningResult
 
 
 def search_rows(study: StudySpec, result: CellResult) -> list[SearchRow]:
@@ -50,7 +49,7 @@ def search_rows(study: StudySpec, result: CellResult) -> list[SearchRow]:
     return found + [_row(tuned, spaces[tuned.arm], is_baseline=False) for tuned in result.tuned]
 
 
-def _row(tuned: Tuned, space: Space, *, is_baseline: bool) -> SearchRow:
+def _row(tuned: TuningResult, space: Space, *, is_baseline: bool) -> SearchRow:
     return SearchRow(
         name="baseline" if is_baseline else tuned.arm,
         is_baseline=is_baseline,
@@ -63,7 +62,7 @@ def _row(tuned: Tuned, space: Space, *, is_baseline: bool) -> SearchRow:
     )
 
 
-def search_warnings(tuned: Tuned, space: Space) -> list[str]:
+def search_warnings(tuned: TuningResult, space: Space) -> list[str]:
     """What to know before a search's choice is trusted, in sentences."""
     failed = sum(not math.isfinite(value) for value in tuned.values)
     if failed == len(tuned.values):
@@ -94,7 +93,7 @@ def search_warnings(tuned: Tuned, space: Space) -> list[str]:
     return found
 
 
-def edge_of(key: str, tuned: Tuned, space: Space) -> str | None:
+def edge_of(key: str, tuned: TuningResult, space: Space) -> str | None:
     """``"lowest"`` or ``"highest"`` where the chosen value of ``key`` has no neighbour on that side, else ``None``.
 
     Zero is no edge: below it there is no rate, decay or spread to try.

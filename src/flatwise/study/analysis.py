@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from statistics import fmean, median, stdev
 
 import numpy as np
 
-from flatwise.stats import Better, Judgement, Verdict
+from flatwise.stats import Better, Correlation, Judgement, Verdict, rank_correlation
 from flatwise.study.arms import VANILLA, Arm, judge_arms
-from flatwise.study.comparison import ArmSummary, Comparison, Subject
-from flatwise.study.flatness import FlatnessSettings
-from flatwise.study.flatness_analysis import summarise_flatness
-from flatwise.study.machine import versions
-from flatwise.study.records import JudgedArm, Look, Record
-from flatwise.study.runner import TrialSpec
-from flatwise.study.store import Store
+from flatwise.study.comparison import ArmFlatness, ArmSummary, Comparison, FlatnessSummary, Measure
+from flatwise.study.flatness import FlatnessSettings, judged_measures
+from flatwise.study.provenance import versions
+from flatwise.study.store import FlatnessRecord, JudgedArm, JudgedComparison, Record, Store
+from flatwise.study.subjects import Subject, TrialSpec
 
 
 def analyse(
@@ -52,7 +51,7 @@ def analyse(
     metric, better = subject.metric, subject.better
     by_trial = {(record.arm, record.seed): record for record in records}
     of_arm = {arm.name: [by_trial[arm.name, seed] for seed in seeds] for arm in arms}
-    looks = [] if store is None else store.looks(subject.family)
+    looks = [] if store is None else store.judged(subject.family)
     others, of_others, absent = ([], {}, []) if store is None else _earlier(looks, arms, seeds, store)
     everything, of_all = [*arms, *others], {**of_arm, **of_others}
     # A failed trial is NaN, which makes the pair's verdict "failed".
@@ -80,13 +79,13 @@ def analyse(
     )
 
 
-def look_of(specs: Sequence[TrialSpec], arms: Sequence[Arm], seeds: Sequence[int]) -> Look:
+def judged_comparison(specs: Sequence[TrialSpec], arms: Sequence[Arm], seeds: Sequence[int]) -> JudgedComparison:
     """What a store remembers of a comparison that was judged."""
     keys: dict[str, dict[int, str]] = {arm.name: {} for arm in arms}
     for spec in specs:
         if spec.seed in seeds:
             keys[spec.arm.name][spec.seed] = spec.key
-    return Look(
+    return JudgedComparison(
         seeds=tuple(seeds),
         arms=tuple(
             JudgedArm(arm.name, arm.control, arm.is_control, _identity(arm), keys[arm.name])
@@ -101,7 +100,7 @@ def _identity(arm: Arm) -> str:
 
 
 def _earlier(
-    looks: Sequence[Look], arms: Sequence[Arm], seeds: Sequence[int], store: Store
+    looks: Sequence[JudgedComparison], arms: Sequence[Arm], seeds: Sequence[int], store: Store
 ) -> tuple[list[Arm], dict[str, list[Record]], list[str]]:
     """Methods that were judged before and are not asked for now.
 
@@ -246,3 +245,130 @@ def _time_ratio(records: Sequence[Record], vanilla: Sequence[Record]) -> float:
 
 def _epoch_time(record: Record) -> float:
     return median(float(epoch["seconds"]) for epoch in record.epochs)
+
+
+Values = Mapping[str, Sequence[float]]  # of each arm, by seed
+
+
+def summarise_flatness(
+    records: Mapping[str, Sequence[Record]],
+    arms: Sequence[Arm],
+    metric: Values,
+    settings: FlatnessSettings,
+    level: float,
+    barred: Mapping[tuple[str, str], Verdict],
+) -> FlatnessSummary:
+    """Compares the arms' flatness as their metric is compared.
+
+    Every measure is judged in a family of tests of its own, as the metric is: see :func:`judge_arms`.
+
+    Args:
+        records: of each arm, one per seed in the same order.
+        arms: the arms, vanilla first.
+        metric: the final metric of each arm by seed; NaN for a failed trial.
+        settings: what was measured.
+        level: family-wise level of the tests.
+        barred: by arm and baseline, comparisons that must not be tested.
+    """
+    labels = judged_measures(settings.to_dict())
+    values = {key: {name: [_value(record, key) for record in own] for name, own in records.items()} for key in labels}
+    everything = [metric, *values.values()]
+    complete = [arm.name for arm in arms if all(map(math.isfinite, (v for of in everything for v in of[arm.name])))]
+    rate = {name: _mean(list(map(_mean_rate, own))) for name, own in records.items()}
+    measured = [record.flatness for own in records.values() for record in own if record.flatness is not None]
+    return FlatnessSummary(
+        settings=settings.to_dict(),
+        measures=tuple(
+            _measure(key, labels[key], values[key], arms, metric, rate, complete, level, barred) for key in labels
+        ),
+        loss={name: _mean([_value(record, "loss") for record in own]) for name, own in records.items()},
+        rate=rate,
+        complete=tuple(complete),
+        rate_with_metric=_over_arms(rate, {name: fmean(metric[name]) for name in complete}, complete),
+        missing=tuple(_missing(record) for own in records.values() for record in own if _missing(record)[2]),
+        trace_error=_trace_error(measured),
+        unconverged=Counter(name for flatness in measured for name in flatness.unconverged),
+        seconds=median(flatness.seconds for flatness in measured) if measured else math.nan,
+    )
+
+
+def _measure(
+    key: str,
+    label: str,
+    values: Values,
+    arms: Sequence[Arm],
+    metric: Values,
+    rate: Mapping[str, float],
+    complete: Sequence[str],
+    level: float,
+    barred: Mapping[tuple[str, str], Verdict],
+) -> Measure:
+    vs_vanilla, vs_control = judge_arms(values, arms, better="lower", level=level, barred=barred)
+    means = {name: _mean(values[name]) for name in values}
+    metric_means = {name: fmean(metric[name]) for name in complete}
+    return Measure(
+        key=key,
+        label=label,
+        arms=tuple(
+            ArmFlatness(
+                arm=arm.name,
+                values=tuple(values[arm.name]),
+                missing=len(values[arm.name]) - len(_finite(values[arm.name])),
+                mean=means[arm.name],
+                sd=_sd(values[arm.name]),
+                vs_vanilla=vs_vanilla.get(arm.name),
+                vs_control=vs_control.get(arm.name),
+            )
+            for arm in arms
+        ),
+        with_metric=_over_arms(means, metric_means, complete),
+        with_rate=_over_arms(means, rate, complete),
+        beyond_rate=_over_arms(means, metric_means, complete, given=rate),
+    )
+
+
+def _over_arms(
+    x: Mapping[str, float], y: Mapping[str, float], arms: Sequence[str], given: Mapping[str, float] | None = None
+) -> Correlation:
+    if not arms:
+        return Correlation(math.nan, math.nan, math.nan, 0)
+    return rank_correlation(
+        [x[arm] for arm in arms], [y[arm] for arm in arms], None if given is None else [given[arm] for arm in arms]
+    )
+
+
+def _value(record: Record, key: str) -> float:
+    return math.nan if record.flatness is None else float(record.flatness.values.get(key, math.nan))
+
+
+def _mean_rate(record: Record) -> float:
+    """Mean over the epochs of the effective rate at their last step."""
+    return fmean(float(epoch["effective_lr"]) for epoch in record.epochs) if record.epochs else math.nan
+
+
+def _missing(record: Record) -> tuple[str, int, str]:
+    if record.flatness is None:
+        return record.arm, record.seed, f"nothing was measured: the trial failed ({record.error})"
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in record.flatness.missing.items():
+        by_reason.setdefault(reason, []).append(name)
+    return record.arm, record.seed, "; ".join(f"{', '.join(names)}: {reason}" for reason, names in by_reason.items())
+
+
+def _trace_error(measured: Sequence[FlatnessRecord]) -> float:
+    values = [
+        flatness.values for flatness in measured if flatness.values.get("trace") and "trace_error" in flatness.values
+    ]
+    return median(of["trace_error"] / abs(of["trace"]) for of in values) if values else math.nan
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(_finite(values)) if _finite(values) else math.nan
+
+
+def _sd(values: Sequence[float]) -> float:
+    return stdev(_finite(values)) if len(_finite(values)) > 1 else math.nan

@@ -13,7 +13,7 @@ from flatwise import methods
 from flatwise.perturbation import Perturbation
 from flatwise.stats import Better, Judgement, Verdict, judge
 from flatwise.study.hints import did_you_mean
-from flatwise.study.spec.study_spec import VANILLA as VANILLA
+from flatwise.study.spec import VANILLA as VANILLA
 
 
 class ArmError(ValueError):

@@ -15,9 +15,8 @@ from flatwise.study.hints import did_you_mean
 from flatwise.study.plan import arm_with
 from flatwise.study.registry import UnknownTaskError, get_task
 from flatwise.study.search import Configuration
-from flatwise.study.spec import ArmSpec, CellSpec, Choices, Range, Space, StudyError, StudySpec, Times
-from flatwise.study.spec.lines import line_of
-from flatwise.study.spec.space import Value
+from flatwise.study.spec import ArmSpec, CellSpec, Choices, Range, Space, StudyError, StudySpec, Times, Value
+from flatwise.study.study_file import line_of
 from flatwise.study.task import Settings, SettingsError, Task
 
 if sys.version_info >= (3, 11):

@@ -12,8 +12,8 @@ from torch import nn
 
 from flatwise.flatness.curvature import gradient_norm, top_eigenvalues, trace
 from flatwise.flatness.objective import Loss
-from flatwise.flatness.weight_paths import random_weight_paths
-from flatwise.study.records import FlatnessRecord
+from flatwise.flatness.paths import random_weight_paths
+from flatwise.study.store import FlatnessRecord, Record
 
 # A trace with a wider 95 % interval, as a share of it, counts as not converged.
 TRACE_ERROR = 0.1
@@ -192,3 +192,10 @@ def judged_measures(settings: Mapping[str, Any]) -> dict[str, str]:
         "gradient_norm": "gradient norm",
         **{increase_key(radius): f"loss increase at radius {radius:g}" for radius in settings["radii"]},
     }
+
+
+def is_measured(record: Record, wanted: FlatnessSettings | None) -> bool:
+    """Whether a record has what is asked for. A failed trial has nothing to measure."""
+    if wanted is None or record.status == "failed":
+        return True
+    return record.flatness is not None and record.flatness.settings == wanted.to_dict()

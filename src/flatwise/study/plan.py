@@ -11,25 +11,24 @@ import math
 from collections.abc import Container, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from flatwise.study.arms import VANILLA, Arm, arguments_of, make_arm, with_controls
-from flatwise.study.comparison import Subject
+from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.registry import get_task
-from flatwise.study.runner import TrialSpec, paired_trials
 from flatwise.study.search import Configuration, best
 from flatwise.study.search import search as propose
 from flatwise.study.spec import ArmSpec, CellSpec, Space, StudySpec
-from flatwise.study.subjects import Note, plain_settings, subject_of, updated
+from flatwise.study.subjects import Note, Subject, TrialSpec, plain_settings, subject_of, updated
 from flatwise.study.task import Settings, Task
 
 R = TypeVar("R")
 Values = Mapping[str, float]  # by the trial's key: the final epoch's metric, NaN for a failed trial
-Plan = Generator[list[TrialSpec], Values, R]
+TrialRounds = Generator[list[TrialSpec], Values, R]
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TuningResult:
     """One search: what was tried and what was chosen.
 
     Attributes:
@@ -58,7 +57,7 @@ class Tuned:
 
 
 @dataclass(frozen=True, slots=True)
-class PlayedCell:
+class TunedCell:
     """A cell whose tuning is done.
 
     Attributes:
@@ -72,18 +71,18 @@ class PlayedCell:
 
     cell: CellSpec
     subject: Subject
-    baseline: Tuned | None
-    tuned: tuple[Tuned, ...]
+    baseline: TuningResult | None
+    tuned: tuple[TuningResult, ...]
     arms: tuple[Arm, ...]
     trials: tuple[TrialSpec, ...]
 
 
-def plan_study(study: StudySpec, note: Note | None = None) -> Plan[list[PlayedCell]]:
+def plan_study(study: StudySpec, note: Note | None = None) -> TrialRounds[list[TunedCell]]:
     """The plan of a whole study: all cells at once. For ``note`` see :func:`plan_cell`."""
     return together([plan_cell(study, cell, note) for cell in study.cells])
 
 
-def plan_cell(study: StudySpec, cell: CellSpec, note: Note | None = None) -> Plan[PlayedCell]:
+def plan_cell(study: StudySpec, cell: CellSpec, note: Note | None = None) -> TrialRounds[TunedCell]:
     """The plan of one cell.
 
     Args:
@@ -119,12 +118,27 @@ def plan_cell(study: StudySpec, cell: CellSpec, note: Note | None = None) -> Pla
         for arm, each in zip(study.arms, tuned, strict=True)
     ]
     arms = with_controls(chosen, controls=study.final.controls)
-    trials = [replace(spec, threads=study.threads) for spec in paired_trials(judged, arms, study.final.seeds)]
+    trials = paired_trials(judged, arms, study.final.seeds, study.threads, study.final.flatness)
     yield trials
-    return PlayedCell(cell, judged, baseline, tuple(tuned), arms, tuple(trials))
+    return TunedCell(cell, judged, baseline, tuple(tuned), arms, tuple(trials))
 
 
-def together(plans: Sequence[Plan[R]]) -> Plan[list[R]]:
+def plan_comparison(
+    subject: Subject,
+    arms: tuple[Arm, ...],
+    seeds: tuple[int, ...],
+    threads: int | None = None,
+    flatness: FlatnessSettings | None = None,
+) -> TrialRounds[list[TunedCell]]:
+    """The plan of a comparison: a study of one cell in which nothing is tuned. For the arguments see
+    :func:`paired_trials`.
+    """
+    trials = paired_trials(subject, arms, seeds, threads, flatness)
+    yield trials
+    return [TunedCell(CellSpec(task=subject.name), subject, None, (), arms, tuple(trials))]
+
+
+def together(plans: Sequence[TrialRounds[R]]) -> TrialRounds[list[R]]:
     """Several plans as one: every round holds the rounds of all that are not at their end."""
     results: dict[int, R] = {}
     waiting: dict[int, list[TrialSpec]] = {}
@@ -193,14 +207,15 @@ class _Search:
     def trials(self, configuration: Configuration) -> list[TrialSpec]:
         """The trials of one configuration, one per tuning seed."""
         arm = normalised(arm_with(self.arm, self.start, configuration), self.task, self.settings, self.note)
-        return [TrialSpec(self.subject, arm, seed, self.study.threads) for seed in self.study.tuning.seeds]
+        threads = self.study.threads
+        return [TrialSpec(self.subject, arm, seed, threads, tuning=True) for seed in self.study.tuning.seeds]
 
     def key(self, configuration: Configuration) -> str:
         """What tells trained configurations apart, also those of different searches."""
         return self.trials(configuration)[0].key
 
 
-def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> Plan[Tuned]:
+def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> TrialRounds[TuningResult]:
     """Plays a search.
 
     Args:
@@ -211,7 +226,7 @@ def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> 
     arm, start, better = search.arm, search.start, search.subject.better
     tuning = search.study.tuning
     if not search.space:
-        return Tuned(arm.name, (), ({},), (math.nan,), 0)
+        return TuningResult(arm.name, (), ({},), (math.nan,), 0)
     base = {**search.subject.settings, **start, **arm.settings, **arguments_of(arm.method), **arm.arguments}
     configurations: list[Configuration] = []
     means: list[float] = []
@@ -235,7 +250,7 @@ def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> 
             asked = proposals.send(told)
         except StopIteration:
             break
-    return Tuned(
+    return TuningResult(
         arm.name,
         tuple(search.space),
         tuple(configurations),
@@ -244,3 +259,28 @@ def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> 
         known=sum(search.key(configuration) in trained for configuration in configurations),
         budget=None if tuning.sampler == "grid" else trials,
     )
+
+
+def paired_trials(
+    subject: Subject,
+    arms: tuple[Arm, ...],
+    seeds: tuple[int, ...],
+    threads: int | Literal["fair"] | None = None,
+    flatness: FlatnessSettings | None = None,
+) -> list[TrialSpec]:
+    """The trials that are judged, in the order of their run.
+
+    Seed by seed, so that arms share the machine's good and bad minutes, and each seed starts with another arm.
+
+    Args:
+        subject: what is trained and judged.
+        arms: the arms, vanilla first.
+        seeds: the seeds.
+        threads: torch's CPU threads; default: as they are.
+        flatness: what to measure of the final models; default: nothing.
+    """
+    return [
+        TrialSpec(subject, arms[(first + index) % len(arms)], seed, threads, flatness=flatness)
+        for first, seed in enumerate(seeds)
+        for index in range(len(arms))
+    ]

@@ -6,8 +6,8 @@ A package adds tasks, packaged studies, and a section of a study's report by nam
     [project.entry-points."flatwise.plugins"]
     mine = "my_package.plugin:PLUGIN"
 
-``flatwise compare`` and ``flatwise run`` then know its tasks and studies by name. flatwise-papers, which has the papers'
-experiments, is such a package.
+``flatwise compare`` and ``flatwise run`` then know its tasks and studies by name. flatwise-papers, which has the
+papers' experiments, is such a package.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from rich.console import RenderableType
 
 from flatwise.study.comparison import Comparison
 from flatwise.study.hints import did_you_mean
-from flatwise.study.spec import StudySpec, parse_study
+from flatwise.study.spec import StudySpec
+from flatwise.study.study_file import parse_study
 from flatwise.study.task import Task
 from flatwise.study.tasks.classification import DIGITS_MLP
 
@@ -170,7 +171,7 @@ def study_text(name: str) -> str:
     """
     texts = packaged_studies()
     if name not in texts:
-        raise UnknownStudyError(f"there is no study '{name}': {did_you_mean(name, texts)}{known_studies(texts)}")
+        raise UnknownStudyError(f"there is no study {name!r}: {did_you_mean(name, texts)}{known_studies(texts)}")
     return texts[name]
 
 
@@ -226,12 +227,12 @@ def get_task(name: str) -> Task:
     remembered = _REMEMBERED.get()
     if ":" in name and remembered is not None:
         if name not in remembered:
-            raise UnknownTaskError(f"nothing of the task '{name}' was run yet, and only `flatwise run` imports it")
+            raise UnknownTaskError(f"nothing of the task {name!r} was run yet, and only `flatwise run` imports it")
         return remembered[name]
     if ":" in name:
         return _import_task(name)
     raise UnknownTaskError(
-        f"there is no task '{name}': {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
+        f"there is no task {name!r}: {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
     )
 
 
@@ -241,7 +242,7 @@ def _import_task(name: str) -> Task:
     if folder not in sys.path:  # as `python -m` does
         sys.path.insert(0, folder)
     if not all(part.isidentifier() for part in [*module.split("."), attribute]):
-        raise UnknownTaskError(f"'{name}' names no task: expected module:attribute, as in my_tasks:RIDGE")
+        raise UnknownTaskError(f"{name!r} names no task: expected module:attribute, as in my_tasks:RIDGE")
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from flatwise.study.analysis import analyse
 from flatwise.study.comparison import Comparison
-from flatwise.study.plan import PlayedCell, Tuned, Values, plan_cell
-from flatwise.study.registry import get_task
-from flatwise.study.runner import TrialSpec
+from flatwise.study.flatness import is_measured
+from flatwise.study.plan import TunedCell, TuningResult, plan_cell
 from flatwise.study.spec import CellSpec, StudySpec
-from flatwise.study.store import Store
+from flatwise.study.store import Record, Store
+from flatwise.study.subjects import TrialSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,13 @@ class CellResult:
 
     Attributes:
         cell: the cell.
-        baseline, tuned: what the searches tried and chose; see :class:`Tuned`. ``()`` before the tuning is done.
+        baseline, tuned: what the searches tried and chose; see :class:`TuningResult`. ``()`` before the tuning is done.
         comparison: the comparison on the test set, of the seeds that all arms have; ``None`` where there is none yet.
     """
 
     cell: CellSpec
-    baseline: Tuned | None
-    tuned: tuple[Tuned, ...]
+    baseline: TuningResult | None
+    tuned: tuple[TuningResult, ...]
     comparison: Comparison | None
 
 
@@ -56,7 +56,7 @@ def study_results(study: StudySpec, store: Store) -> list[CellResult]:
     results = []
     for cell in study.cells:
         played, _ = _play(study, cell, store)
-        known = None if played is None else result_of(played, store, study.final.level)
+        known = None if played is None else result_of(played, store.get, store, study.final.level)
         results.append(known or CellResult(cell, None, (), None))
     return results
 
@@ -67,7 +67,8 @@ def study_status(study: StudySpec, store: Store) -> list[CellStatus]:
     for cell in study.cells:
         played, rounds = _play(study, cell, store)
         specs = {spec.key: spec for specs in rounds for spec in specs}
-        records = [record for key in specs if (record := store.get(key)) is not None]
+        outcomes = [store.outcome(key) for key in specs]
+        ended = [outcome for outcome in outcomes if outcome is not None]
         stage: Literal["tuning", "final runs", "done"] = "tuning"
         if played is not None:
             stage = "done" if all(spec.key in store for spec in played.trials) else "final runs"
@@ -75,47 +76,46 @@ def study_status(study: StudySpec, store: Store) -> list[CellStatus]:
             CellStatus(
                 name=cell.name,
                 stage=stage,
-                ended=len(records),
+                ended=len(ended),
                 planned=len(specs),
-                failed=sum(record.status == "failed" for record in records),
+                failed=sum(status == "failed" for status, _ in ended),
             )
         )
     return found
 
 
-def values_of(specs: Sequence[TrialSpec], store: Store) -> Values:
-    """What the plan is told: numbers alone, so that no record stays in memory."""
-    values: dict[str, float] = {}
-    for spec in specs:
-        record = store.get(spec.key)
-        values[spec.key] = math.nan if record is None else record.final(spec.subject.metric)
-    return values
-
-
-def _play(study: StudySpec, cell: CellSpec, store: Store) -> tuple[PlayedCell | None, list[list[TrialSpec]]]:
+def _play(study: StudySpec, cell: CellSpec, store: Store) -> tuple[TunedCell | None, list[list[TrialSpec]]]:
     """Plays a cell's plan as far as the store goes.
 
     Returns:
         The cell, or ``None`` where its tuning is not done yet; and the rounds up to there.
     """
-    judged = get_task(cell.task).metric
     plan = plan_cell(study, cell)
     rounds: list[list[TrialSpec]] = []
     try:
         rounds.append(next(plan))
         # The final runs, the last round, may be on their way: the plan asks nothing of them.
-        while rounds[-1][0].subject.metric == judged or all(spec.key in store for spec in rounds[-1]):
-            rounds.append(plan.send(values_of(rounds[-1], store)))
+        while True:
+            found = {spec.key: store.outcome(spec.key) for spec in rounds[-1]}
+            if rounds[-1][0].tuning and None in found.values():
+                return None, rounds
+            rounds.append(plan.send({key: math.nan if each is None else each[1] for key, each in found.items()}))
     except StopIteration as end:
         return end.value, rounds
-    return None, rounds
 
 
-def result_of(played: PlayedCell, store: Store, level: float) -> CellResult:
-    """A tuned cell, compared over the seeds that all arms have."""
-    found = [(spec, store.get(spec.key)) for spec in played.trials]
+def result_of(tuned: TunedCell, find: Callable[[str], Record | None], store: Store, level: float) -> CellResult:
+    """A tuned cell, compared over the seeds that all arms have.
+
+    Args:
+        tuned: the cell.
+        find: gives the record of a trial by its key.
+        store: remembers the comparisons judged before.
+        level: family-wise level of the tests.
+    """
+    found = [(spec, find(spec.key)) for spec in tuned.trials]
     lacking = {spec.seed for spec, record in found if record is None}
-    seeds = [seed for seed in dict.fromkeys(spec.seed for spec in played.trials) if seed not in lacking]
+    seeds = [seed for seed in dict.fromkeys(spec.seed for spec in tuned.trials) if seed not in lacking]
     comparison = None
     if seeds:
         # The key says what was done; the arm may have gone by another name when it was done.
@@ -124,6 +124,9 @@ def result_of(played: PlayedCell, store: Store, level: float) -> CellResult:
             for spec, record in found
             if record is not None and spec.seed not in lacking
         ]
-        subject = replace(played.subject, name=played.cell.name)
-        comparison = analyse(subject, records, played.arms, seeds, level=level, store=store)
-    return CellResult(played.cell, played.baseline, played.tuned, comparison)
+        flatness = tuned.trials[0].flatness
+        if not all(is_measured(record, flatness) for record in records):
+            flatness = None  # not yet, or not all with these settings
+        subject = replace(tuned.subject, name=tuned.cell.name)
+        comparison = analyse(subject, records, tuned.arms, seeds, level=level, flatness=flatness, store=store)
+    return CellResult(tuned.cell, tuned.baseline, tuned.tuned, comparison)

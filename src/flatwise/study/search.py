@@ -13,8 +13,7 @@ from hashlib import sha256
 from typing import Any
 
 from flatwise.stats import Better
-from flatwise.study.spec import Choices, Range, Space, Times, TuningSpec
-from flatwise.study.spec.space import Value
+from flatwise.study.spec import Choices, Range, Space, Times, TuningSpec, Value
 
 _ATTEMPTS = 100
 Configuration = dict[str, Value]

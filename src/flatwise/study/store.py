@@ -1,25 +1,158 @@
-"""The store of finished trials: one SQLite file, so that a comparison killed at any moment can resume."""
+"""The records of trials, and their store: one SQLite file, so that a study killed at any moment can resume."""
 
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
-from flatwise.study.records import FlatnessRecord, JudgedArm, Look, Record
+Status = Literal["finished", "failed"]
+# What flatwise adds to the metrics of an epoch.
+OWN_COLUMNS = ("scheduled_lr", "effective_lr", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class FlatnessRecord:
+    """How flat one trial's final model is.
+
+    Attributes:
+        settings: what was asked for: :meth:`flatwise.FlatnessSettings.to_dict`.
+        values: by name, each finite: ``loss``, ``gradient_norm``, ``eigenvalue_1`` and so on, ``trace`` and half the
+            width of its 95 % interval, ``trace_error``; the mean loss increase at each radius, ``loss_increase_0.1``.
+        missing: by name, why there is no value.
+        unconverged: names of the values that ``max_iter`` products did not settle: eigenvalues whose residual is not
+            within 1 %, or of which a further copy may be missing; the trace if its error bar is more than 10 % of it.
+        seconds: what it took.
+    """
+
+    settings: Mapping[str, Any]
+    values: Mapping[str, float]
+    missing: Mapping[str, str]
+    unconverged: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One trial's outcome. A crash or a NaN is an outcome too: it has a record, with the message.
+
+    Attributes:
+        key: the hash of the trial's specification; two trials with one key are the same trial.
+        task: name of the task.
+        arm: name of the arm.
+        seed: the seed that the trial shares with the other arms of its pair.
+        status: ``"finished"``, or ``"failed"`` when the training function raised or the final metric is not finite.
+        epochs: one mapping per reported epoch, in order: the training function's own metrics and flatwise's
+            ``scheduled_lr``, ``effective_lr`` (first parameter group, at the epoch's last step) and ``seconds``.
+        error: the message of a failed trial, else ``None``.
+        traceback: where it was raised; ``None`` where nothing was, and in records of older versions.
+        versions: the versions that the trial ran under, such as ``{"torch": "2.13.0"}``.
+        flatness: how flat the final model is; ``None`` where it was not asked for or the training did not get so far.
+        spec: all that identifies the trial but for the versions, as plain data; see :class:`TrialSpec`.
+        started: when it started, UTC, such as ``"2026-03-01T12:00:00+00:00"``.
+        seconds: what it took, evaluation included, loading the data excluded.
+        memory: peak bytes by kind: ``"resident"``, ``"gpu"``.
+        environment: what it ran on, such as ``{"platform": ..., "commit": ...}``.
+
+    Those from ``spec`` on are ``None`` in records of older versions.
+    """
+
+    key: str
+    task: str
+    arm: str
+    seed: int
+    status: Status
+    epochs: tuple[Mapping[str, float], ...]
+    error: str | None = None
+    versions: Mapping[str, str] | None = None
+    flatness: FlatnessRecord | None = None
+    spec: Mapping[str, Any] | None = None
+    started: str | None = None
+    seconds: float | None = None
+    memory: Mapping[str, int] | None = None
+    environment: Mapping[str, str] | None = None
+    traceback: str | None = None
+
+    def same_metrics(self, other: Record) -> bool:
+        """Whether all metrics of all epochs are the same to the bit: two runs of one training.
+
+        The time is left out, and so are the learning rates, which follow from the arm and not from the training.
+        """
+        return self.metrics() == other.metrics()
+
+    def metrics(self) -> list[tuple[tuple[str, float | None], ...]]:
+        """What the training function reported, epoch by epoch, in an order that does not depend on its own; a NaN is
+        ``None``, so that it equals itself.
+        """
+        return [
+            tuple(
+                (name, None if math.isnan(value) else value)
+                for name, value in sorted(epoch.items())
+                if name not in OWN_COLUMNS
+            )
+            for epoch in self.epochs
+        ]
+
+    def final(self, metric: str) -> float:
+        """The final epoch's metric; NaN for a failed trial."""
+        return float(self.epochs[-1][metric]) if self.status == "finished" else math.nan
+
+    @property
+    def ended(self) -> datetime | None:
+        """When the trial ended, UTC; ``None`` in records of older versions."""
+        if self.started is None or self.seconds is None:
+            return None
+        return datetime.fromisoformat(self.started).astimezone(timezone.utc) + timedelta(seconds=self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedArm:
+    """An arm that was judged, as a store remembers it.
+
+    Attributes:
+        name: what it was called.
+        control: the name of its control; ``None`` where it has none.
+        is_control: whether it is one.
+        identity: a text that two arms share if they do the same.
+        keys: of each seed, the key of its trial.
+    """
+
+    name: str
+    control: str | None
+    is_control: bool
+    identity: str
+    keys: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedComparison:
+    """A comparison that was judged: later ones on the same subject must know of it.
+
+    Attributes:
+        seeds: the seeds.
+        arms: the arms, without vanilla.
+    """
+
+    seeds: tuple[int, ...]
+    arms: tuple[JudgedArm, ...]
+
 
 STORE_NAME = "trials.sqlite"  # in an output folder
-# 2: a record may have flatness measures. 3: it has its specification, time and memory, and columns to query. 4: a
-# failed record may have a traceback; judged comparisons and descriptions of the user's own tasks are kept. Records of
-# older schemas are read with these fields missing.
-SCHEMA = 4
-_COLUMNS = ("task", "arm", "metric", "seed", "status", "error", "started", "seconds")
+SCHEMA = 5  # stores of another schema are refused
+_TABLES = (
+    "CREATE TABLE trials (key TEXT PRIMARY KEY, record TEXT NOT NULL, task, arm, metric, seed, status, error, final, "
+    "started, seconds)",
+    "CREATE TABLE tasks (name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name, key))",
+    "CREATE TABLE judged (family TEXT NOT NULL, comparison TEXT NOT NULL, UNIQUE (family, comparison))",
+)
 
 
 class StoreError(Exception):
@@ -105,46 +238,41 @@ class Store:
         if not read_only:
             return _opened(where, self._set_up)
         try:
-            return _opened(f"{where}?mode=ro", self._look)
+            return _opened(f"{where}?mode=ro", self._check)
         except sqlite3.OperationalError:
             # SQLite's readers write files beside the store. In a read-only folder they cannot, so SQLite is told that
             # the file is immutable. It then ignores the log of a killed program: not if there is one.
             log = self._path.with_name(self._path.name + "-wal")
             if not self._path.is_file() or (log.exists() and log.stat().st_size):
                 raise
-            return _opened(f"{where}?mode=ro&immutable=1", self._look)
+            return _opened(f"{where}?mode=ro&immutable=1", self._check)
 
-    def _schema(self, connection: sqlite3.Connection) -> int:
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Raise if the file is not a store of this schema."""
         version: int = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
             raise StoreError(
-                f"{self._path} was written by a newer flatwise (schema {version}): update flatwise, or {_ADVICE.lower()}"
+                f"{self._path} was written by a newer flatwise (schema {version}): update it, or {_ADVICE.lower()}"
             )
-        return version
-
-    def _look(self, connection: sqlite3.Connection) -> None:
-        """Checks that the file is a store."""
-        self._schema(connection)
+        if version < SCHEMA:
+            raise StoreError(
+                f"{self._path} is not a store of this flatwise: its schema is {version}, expected {SCHEMA}. {_ADVICE}"
+            )
         connection.execute("SELECT key FROM trials LIMIT 1")
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
-        """Makes the tables, or brings those of an older schema up to date."""
-        version = self._schema(connection)
+        """Make the tables of a new file; check those of another."""
+        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
+            return self._check(connection)
+        if connection.execute("PRAGMA user_version").fetchone() != (0,):
+            return self._check(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         with connection:
-            # Python begins no transaction before these: without one a migration could stop halfway.
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("CREATE TABLE IF NOT EXISTS trials (key TEXT PRIMARY KEY, record TEXT NOT NULL)")
-            if version < SCHEMA:
-                _add_columns(connection)
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS tasks "
-                    "(name TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (name, key))"
-                )
-                connection.execute(
-                    "CREATE TABLE IF NOT EXISTS looks (family TEXT NOT NULL, look TEXT NOT NULL, UNIQUE (family, look))"
-                )
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            connection.execute("BEGIN IMMEDIATE")  # else Python begins no transaction, and a kill leaves half of it
+            for statement in _TABLES:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        return None
 
     def __contains__(self, key: str) -> bool:
         return self._read("SELECT 1 FROM trials WHERE key = ?", key) is not None
@@ -152,6 +280,23 @@ class Store:
     def __len__(self) -> int:
         row = self._read("SELECT count(*) FROM trials")
         return 0 if row is None else int(row[0])
+
+    def keys(self) -> set[str]:
+        """The keys of all trials.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        return {key for (key,) in self._rows("SELECT key FROM trials")}
+
+    def outcome(self, key: str) -> tuple[Status, float] | None:
+        """A trial's status and final metric (NaN if it failed), without its record; ``None`` if it has not ended yet.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        row = self._read("SELECT status, final FROM trials WHERE key = ?", key)
+        return None if row is None else (row[0], math.nan if row[1] is None else float(row[1]))
 
     def remember_task(self, name: str, key: str, value: Any) -> None:
         """Keep plain data about a user's own task, for commands that do not import it.
@@ -175,7 +320,7 @@ class Store:
         Raises:
             StoreError: the file is damaged.
         """
-        found = self._rows("tasks", "SELECT key, value FROM tasks WHERE name = ?", name)
+        found = self._rows("SELECT key, value FROM tasks WHERE name = ?", name)
         try:
             return {key: json.loads(value) for key, value in found}
         except ValueError as error:
@@ -209,10 +354,7 @@ class Store:
         except sqlite3.Error as error:
             raise self._damaged(error) from None
 
-    def _rows(self, table: str, query: str, *values: str) -> list[tuple[Any, ...]]:
-        """All rows; none from a store that is opened only to be read and older than the table."""
-        if self._read("SELECT 1 FROM sqlite_master WHERE name = ?", table) is None:
-            return []
+    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
@@ -236,12 +378,22 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        self._write(
-            f"INSERT OR REPLACE INTO trials (key, record, {', '.join(_COLUMNS)}) VALUES (?, ?{', ?' * len(_COLUMNS)})",
-            record.key,
-            json.dumps(asdict(record)),
-            *_columns(record),
-        )
+        metric = (record.spec or {}).get("metric")
+        columns = {
+            "key": record.key,
+            "record": json.dumps(asdict(record)),
+            "task": record.task,
+            "arm": record.arm,
+            "metric": metric,
+            "seed": record.seed,
+            "status": record.status,
+            "error": record.error,
+            "final": None if metric is None else record.final(metric),  # SQLite keeps NaN as NULL
+            "started": record.started,
+            "seconds": record.seconds,
+        }
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        self._write(f"INSERT OR REPLACE INTO trials ({names}) VALUES ({marks})", *columns.values())
 
     def _write(self, statement: str, *values: Any) -> None:
         try:
@@ -253,26 +405,26 @@ class Store:
                 "the folder writable, and run the same command again"
             ) from None
 
-    def looks(self, family: str) -> list[Look]:
+    def judged(self, family: str) -> list[JudgedComparison]:
         """The comparisons of a family that were judged, the oldest first; see :attr:`Subject.family`.
 
         Raises:
             StoreError: the file is damaged.
         """
-        rows = self._rows("looks", "SELECT look FROM looks WHERE family = ? ORDER BY rowid", family)
+        rows = self._rows("SELECT comparison FROM judged WHERE family = ? ORDER BY rowid", family)
         try:
-            return [_parse_look(text) for (text,) in rows]
+            return [_parse_judged(text) for (text,) in rows]
         except (ValueError, TypeError, KeyError) as error:
             raise self._damaged(error) from None
 
-    def remember_look(self, family: str, look: Look) -> None:
+    def remember_judged(self, family: str, comparison: JudgedComparison) -> None:
         """Remembers that a comparison was judged. One that is remembered already is left alone.
 
         Raises:
             StoreError: it cannot be written.
         """
-        text = json.dumps(asdict(look), sort_keys=True)
-        self._write("INSERT OR IGNORE INTO looks (family, look) VALUES (?, ?)", family, text)
+        text = json.dumps(asdict(comparison), sort_keys=True)
+        self._write("INSERT OR IGNORE INTO judged (family, comparison) VALUES (?, ?)", family, text)
 
     def close(self) -> None:
         """Closes the file."""
@@ -301,18 +453,6 @@ def _opened(where: str, set_up: Callable[[sqlite3.Connection], object]) -> sqlit
     return connection
 
 
-def _add_columns(connection: sqlite3.Connection) -> None:
-    """Brings the trials of a file of schema 0 (new), 1 or 2 to 3."""
-    there = {row[1] for row in connection.execute("PRAGMA table_info(trials)")}
-    for name in _COLUMNS:
-        if name not in there:
-            connection.execute(f"ALTER TABLE trials ADD COLUMN {name}")
-    for key, text in connection.execute("SELECT key, record FROM trials").fetchall():
-        values = _columns(_parse(text))
-        assignments = ", ".join(f"{name} = ?" for name in _COLUMNS)
-        connection.execute(f"UPDATE trials SET {assignments} WHERE key = ?", (*values, key))
-
-
 def _parse(text: str) -> Record:
     fields = json.loads(text)
     flatness = fields.pop("flatness", None)
@@ -321,17 +461,12 @@ def _parse(text: str) -> Record:
     return Record(**{**fields, "epochs": tuple(fields["epochs"]), "flatness": flatness})
 
 
-def _parse_look(text: str) -> Look:
+def _parse_judged(text: str) -> JudgedComparison:
     fields = json.loads(text)
     arms = [
         JudgedArm(**{**arm, "keys": {int(seed): key for seed, key in arm["keys"].items()}}) for arm in fields["arms"]
     ]
-    return Look(tuple(fields["seeds"]), tuple(arms))
-
-
-def _columns(record: Record) -> list[Any]:
-    metric = (record.spec or {}).get("metric")
-    return [metric if name == "metric" else getattr(record, name) for name in _COLUMNS]
+    return JudgedComparison(tuple(fields["seeds"]), tuple(arms))
 
 
 _ADVICE = "Choose another output folder, or move the file away"

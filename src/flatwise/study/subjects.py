@@ -5,17 +5,96 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import create_model
 from typing_extensions import Self
 
-from flatwise.study.comparison import Subject
+from flatwise.stats import Better
+from flatwise.study.arms import Arm
+from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.identify import identify, plain_data
+from flatwise.study.provenance import versions
 from flatwise.study.task import Settings, SettingsError, Task, TaskData
 from flatwise.study.trial import Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is trained and judged.
+
+    Attributes:
+        name: name of the task, or of the user's training function.
+        metric: the reported metric that is judged, by its value after the final epoch, such as ``"test_error"``.
+        unit: its unit, such as ``"%"``; may be empty.
+        better: ``"lower"`` or ``"higher"``.
+        settings: all that the training depends on besides arm and seed, as plain data.
+        code: a text that changes with the training function, where that is the user's own; else empty.
+    """
+
+    name: str
+    metric: str
+    unit: str
+    better: Better
+    settings: Mapping[str, Any]
+    code: str = ""
+
+    @property
+    def family(self) -> str:
+        """Hash of what arms are judged on: those of one family of tests have it in common, whatever the versions."""
+        content = [self.name, self.metric, dict(self.settings), self.code]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a trial is. Two with one key are the same trial, and it is run once.
+
+    Attributes:
+        subject: what is trained and judged.
+        arm: the arm.
+        seed: the seed.
+        threads: torch's CPU threads where the study fixes them; ``None``: left as they are.
+        tuning: whether it is run to choose settings, not to be judged; no part of what it is.
+        flatness: what to measure of its final model; no part of what it is. Default: nothing.
+    """
+
+    subject: Subject
+    arm: Arm
+    seed: int
+    threads: int | Literal["fair"] | None = None
+    tuning: bool = False
+    flatness: FlatnessSettings | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The subject's settings with the arm's changes."""
+        return {**self.subject.settings, **self.arm.settings}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that decides the outcome, but for the versions, as plain data."""
+        content = {
+            "task": self.subject.name,
+            "metric": self.subject.metric,
+            "arm": self.arm.to_dict(),
+            "seed": self.seed,
+            "settings": self.settings,
+        }
+        if self.threads not in (None, 1):  # one thread is what the built-in tasks always had
+            content["threads"] = self.threads
+        if self.subject.code:
+            content["code"] = self.subject.code
+        return content
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that decides the outcome: the specification and the versions that it runs under."""
+        content = [*self.to_dict().values(), versions()]
+        return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def subject_of(task: Task, settings: Settings) -> Subject:

@@ -128,7 +128,7 @@ def _problem(names: list[str], kind: str, location: tuple[int | str, ...], messa
     if kind == "extra_forbidden":
         close = difflib.get_close_matches(name, names, n=1)
         hint = f", did you mean '{close[0]}'?" if close else ";"
-        return f"there is no setting '{name}'{hint} The settings are {', '.join(names)}"
+        return f"there is no setting {name!r}{hint} The settings are {', '.join(names)}"
     return f"{name} = {value!r}: {message[0].lower()}{message[1:]}"
 
 

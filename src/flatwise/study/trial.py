@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, MultiplicativeLR, ReduceLROnPlateau
 
-from flatwise.attach import Handle, SharedNoiseWarning, perturb
-from flatwise.attach.supported import check_supported
+from flatwise._attach import Handle, SharedNoiseWarning, perturb
+from flatwise._attach.support import check_supported
 from flatwise.distributions import Constant
 from flatwise.flatness.objective import Loss
 from flatwise.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
@@ -22,7 +22,7 @@ from flatwise.perturbation import Perturbation
 from flatwise.study.arms import Arm, Peak
 from flatwise.study.flatness import FlatnessSettings, Told, measure_flatness
 from flatwise.study.hints import did_you_mean
-from flatwise.study.records import OWN_COLUMNS, FlatnessRecord
+from flatwise.study.store import OWN_COLUMNS, FlatnessRecord
 
 Interval = Literal["step", "epoch"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]

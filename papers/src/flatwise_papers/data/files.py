@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pooch
 
-from flatwise.study.files import written_whole
+from flatwise.study.export import written_whole
 from flatwise.study.tasks.classification import DataError, Pixels
 
 ENVIRONMENT_VARIABLE = "FLATWISE_DATA"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatwise.attach import perturb
+from flatwise._attach import perturb
 from flatwise.distributions import Constant, Distribution
 from flatwise.perturbation import Perturbation, Scope
 from flatwise_papers.escape.theory import EscapeTime, noise_amplification, sgd_escape_time

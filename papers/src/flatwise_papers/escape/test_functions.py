@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
-from flatwise.attach import perturb
+from flatwise._attach import perturb
 from flatwise.perturbation import Perturbation
 from flatwise_papers.escape.double_well import per_replica
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.batches import BatchLoss
+from flatwise.flatness import BatchLoss
 from flatwise.study.task import Settings, Task
 from flatwise.study.tasks.training import find_device, initialized, percent_wrong, seeds_from, train_epochs
 from flatwise_papers.data import NodeClassification, load_citeseer, load_cora, load_pubmed

@@ -1,0 +1,441 @@
+"""Data as batches that are read again and again, and the loss of a batch."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from flatwise.flatness.guard import FlatnessError, RandomState
+
+Batch = Any
+
+# A tensor's bits are multiplied by so many different weights, in rows, and so many rows are held at once.
+WIDTH, ROWS = 1 << 14, 64
+# The mean of a loss over a batch is compared with that of its halves in so many batches.
+HALVED = 4
+# What torch's cross-entropy leaves out by default.
+IGNORED = -100
+
+
+@dataclass(slots=True)
+class Replay:
+    """What the batches of a data set were at the first pass over them, for comparison with later passes.
+
+    Attributes:
+        batches: a checksum of every batch, in order.
+        complete: whether a pass has come to its end.
+    """
+
+    batches: list[int] = field(default_factory=list)
+    complete: bool = False
+
+    def check(self, number: int, batch: Batch) -> None:
+        """Compare a batch with the one at its place before.
+
+        Raises:
+            FlatnessError: it differs, or there was none.
+        """
+        found = checksum(batch)
+        if number < len(self.batches):
+            if found != self.batches[number]:
+                raise FlatnessError(f"the data change: batch {number} is another one than at the first pass{_ADVICE}")
+        elif self.complete:
+            raise FlatnessError(
+                f"the data change: the first pass had {len(self.batches)} batches, a later one has more{_ADVICE}"
+            )
+        else:
+            self.batches.append(found)
+
+    def end(self, count: int) -> None:
+        """Compare the number of batches at the end of a pass.
+
+        Raises:
+            FlatnessError: there were more before.
+        """
+        if count != len(self.batches):
+            raise FlatnessError(
+                f"the data change: the first pass had {len(self.batches)} batches, a later one has {count}{_ADVICE}"
+            )
+        self.complete = True
+
+
+_ADVICE = (
+    ". Every loss must be over the same data, but a sampler or augmentation with a state of its own, worker processes "
+    "or an exhausted iterator cannot be replayed, and a model may write to its inputs: give list(loader)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches that are the same at every pass.
+
+    Every pass starts with the random states of the first, so a loader that shuffles or augments gives the same batches
+    every time. Where that is not enough (worker processes that persist and augment, a sampler that counts its epochs),
+    the batches' checksums differ from those of the first pass, which is an error.
+
+    Attributes:
+        data: what the user gave: an iterable that can be iterated again, or a list of the one batch that was given.
+        single: whether one batch was given, rather than an iterable of them.
+        limit: use at most so many batches of a pass; ``None``: all.
+        device: where the batches' tensors go.
+        dtype: dtype of their floating-point tensors; ``None``: their own.
+        random: the random states that every pass starts with.
+        replay: what the batches were at the first pass.
+    """
+
+    data: Iterable[Batch]
+    single: bool
+    limit: int | None
+    device: torch.device
+    dtype: torch.dtype | None
+    random: RandomState
+    replay: Replay = field(default_factory=Replay)
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        limit: int | None,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        random: RandomState,
+        replay: Replay | None = None,
+    ) -> Batches:
+        """Check the data and put a single batch on the device, once for all.
+
+        Raises:
+            FlatnessError: ``data`` cannot be iterated, or only once; ``limit`` is not a positive whole number.
+        """
+        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+            raise FlatnessError(f"max_batches must be a positive whole number, or None for all batches; got {limit!r}")
+        single = is_batch(data)
+        if single:
+            data = [moved(data, device, dtype)]
+        elif not isinstance(data, Iterable):
+            raise FlatnessError(f"data must be a loader, a list of batches or one batch; got a {type(data).__name__}")
+        elif isinstance(data, Iterator):
+            raise FlatnessError(
+                f"data is a {type(data).__name__}, which would be empty at the second pass: "
+                "give the loader itself, or list(...) of it"
+            )
+        return cls(data, single, limit, device, dtype, random, Replay() if replay is None else replay)
+
+    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+        """Yield the number of each batch and the batch, on the device.
+
+        Raises:
+            FlatnessError: the loader raised.
+        """
+        self.random.restore()
+        iterator = _iterate(self.data)
+        number = 0
+        while number != self.limit:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:
+                raise FlatnessError(f"the data failed at batch {number}: {type(error).__name__}: {error}") from error
+            self.replay.check(number, batch)
+            yield number, batch if self.single else moved(batch, self.device, self.dtype)
+            number += 1
+        self.replay.end(number)
+
+
+def _iterate(data: Iterable[Batch]) -> Iterator[Batch]:
+    yield from data  # so that an error in iter(data) is raised by the first next
+
+
+def is_batch(data: Any) -> bool:
+    """Whether data are one batch: a tensor, a mapping, or a tuple or list whose first item is a tensor."""
+    return isinstance(data, (torch.Tensor, Mapping)) or (
+        isinstance(data, (tuple, list)) and len(data) > 0 and isinstance(data[0], torch.Tensor)
+    )
+
+
+def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+    """The batch on the device, its floating-point tensors in ``dtype``; tensors that are there already are shared.
+
+    Looks into tuples, lists and dicts; anything else that has a method ``to``, such as the batches of transformers and
+    PyG, is moved by it to the device (and keeps its dtypes); what has none is left as it is.
+    """
+    if isinstance(batch, torch.Tensor):
+        # A tensor that was made in inference mode cannot be saved for a derivative.
+        batch = batch.clone() if batch.is_inference() else batch
+        return batch.to(device, dtype if batch.is_floating_point() else None)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(item, device, dtype) for item in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(moved(item, device, dtype) for item in batch)
+    if isinstance(batch, dict):
+        return {key: moved(item, device, dtype) for key, item in batch.items()}
+    # Some of these move themselves: the user's stays where it is.
+    return copy.copy(batch).to(device) if callable(getattr(batch, "to", None)) else batch
+
+
+def first_dimension(batch: Batch) -> int:
+    """How many samples a batch has: the length of its tensors' first dimension.
+
+    Raises:
+        FlatnessError: it has no tensor, or tensors that differ in the first dimension, or integers of −100, which
+            torch's cross-entropy leaves out of its mean: then the number cannot be known.
+    """
+    lengths = {tensor.shape[0] if tensor.ndim else None for tensor in _tensors(batch)}
+    if len(lengths) != 1 or None in lengths:
+        raise FlatnessError(
+            f"the number of samples of a batch ({type(batch).__name__}) is not plain from its tensors, whose first "
+            f"dimensions are {sorted(map(str, lengths))}: give BatchLoss(function, count=...)"
+        )
+    if any(tensor.dtype == torch.int64 and bool((tensor == IGNORED).any()) for tensor in _tensors(batch)):
+        raise FlatnessError(
+            f"it has targets of {IGNORED}, which torch's cross-entropy leaves out, so the number of samples is not "
+            "what its mean is over: give loss=torch.nn.CrossEntropyLoss(), or BatchLoss(function, count=...) with the "
+            "number of targets that count"
+        )
+    samples = int(lengths.pop() or 0)
+    if samples == 0:
+        raise FlatnessError("it has no samples")
+    return samples
+
+
+def checksum(batch: Batch) -> int:
+    """A number that differs, but for a chance of 2⁻³², if any bit, shape or dtype in the batch does.
+
+    Looks into tuples, lists and mappings; of other objects, only the tensors and arrays among their attributes count.
+    """
+    total = 0
+    for part in _parts(batch, frozenset()):
+        total = zlib.crc32(part, total)
+    return total
+
+
+def _parts(item: Any, above: frozenset[int]) -> Iterator[bytes]:
+    if isinstance(item, torch.Tensor):
+        yield from _tensor_parts(item)
+    elif isinstance(item, np.ndarray) and item.dtype != object:
+        yield f"{item.dtype}{item.shape}".encode()
+        yield np.ascontiguousarray(item).tobytes()
+    elif item is None or isinstance(item, (bool, int, float, complex, str, bytes)):
+        yield repr(item).encode()
+    elif id(item) not in above:
+        above |= {id(item)}
+        yield type(item).__name__.encode()
+        if isinstance(item, Mapping):
+            inner: list[Any] = [part for pair in item.items() for part in pair]
+        elif isinstance(item, (tuple, list)):
+            inner = list(item)
+        else:
+            # Numbers and caches among the attributes may change by themselves.
+            inner = [part for part in getattr(item, "__dict__", {}).values() if _holds_tensors(part)]
+        for part in inner:
+            yield from _parts(part, above)
+
+
+def _holds_tensors(item: Any) -> bool:
+    return isinstance(item, (torch.Tensor, np.ndarray, Mapping, tuple, list)) or hasattr(item, "__dict__")
+
+
+def _tensor_parts(tensor: torch.Tensor) -> Iterator[bytes]:
+    """What the tensor is, and the sum of its bits, in words, each times a weight of its place: exact in any order."""
+    yield f"{tensor.dtype}{tuple(tensor.shape)}{tensor.layout}".encode()
+    if tensor.is_nested:
+        for part in tensor.unbind():
+            yield from _tensor_parts(part)
+    elif tensor.layout == torch.sparse_coo:
+        yield from _tensor_parts(tensor._indices())
+        yield from _tensor_parts(tensor._values())
+    elif tensor.layout != torch.strided:
+        yield from _tensor_parts(tensor.to_sparse(layout=torch.sparse_coo))
+    elif tensor.numel() and tensor.device.type != "meta":
+        flat = tensor.detach().resolve_conj().resolve_neg().contiguous().flatten()
+        words = (torch.view_as_real(flat).flatten() if flat.is_complex() else flat).view(torch.uint8)
+        if words.storage_offset() % 8:
+            words = words.clone()
+        whole = len(words) // 8 * 8
+        rows: list[int] = words[whole:].tolist()
+        words = words[:whole].view(torch.int64)
+        weights = _weights(words.device)
+        for block in torch.split(words, WIDTH * ROWS):
+            full = len(block) // WIDTH * WIDTH
+            rows += (block[:full].view(-1, WIDTH) * weights).sum(dim=1).tolist()
+            rows.append(int((block[full:] * weights[: len(block) - full]).sum()))
+        yield repr(rows).encode()
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(device: torch.device) -> torch.Tensor:
+    """Odd numbers, so that no change of one word is lost: shape ``(WIDTH,)``, int64."""
+    with torch.inference_mode(False):
+        steps = torch.arange(1, WIDTH + 1, dtype=torch.int64, device=device)
+        return (steps * 0x1E3779B97F4A7C15) | 1
+
+
+def _tensors(batch: Batch) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            yield from _tensors(item)
+    elif isinstance(batch, (tuple, list)):
+        for item in batch:
+            yield from _tensors(item)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """A loss as a function of the model and a whole batch, for models that are not called as ``model(inputs)``.
+
+    A transformer: ``BatchLoss(lambda model, batch: model(**batch).loss)``; a graph network:
+    ``BatchLoss(lambda model, batch: loss(model(batch.x, batch.edge_index), batch.y), count=lambda b: b.num_graphs)``.
+
+    Attributes:
+        function: ``function(model, batch)`` returns the mean loss over the batch, a tensor of shape ``()``. It must use
+            the model that it is handed.
+        count: ``count(batch)`` returns how many samples (or tokens) the mean is over, the batch's weight in the mean
+            over all data: with ignored targets, the number of the others; with class weights, their sum. A batch of 0
+            is passed over. Default: the length of the first dimension that all the batch's tensors share.
+    """
+
+    function: Callable[[torch.nn.Module, Batch], torch.Tensor]
+    count: Callable[[Batch], float] = first_dimension
+
+
+def pair_loss(loss: Callable[[Any, Any], torch.Tensor]) -> BatchLoss:
+    """The usual case, ``loss(model(inputs), targets)``, as a :class:`BatchLoss`.
+
+    Batches count by their samples, the inputs' first dimension. Torch's cross-entropy and negative log-likelihood, as
+    modules, functions or ``functools.partial`` of these, have means over the targets that are not ignored, by the class
+    weights; their batches count by just that. A loss that is not torch's is also called on the halves of the first
+    batches, whose mean its own must be.
+
+    Raises:
+        FlatnessError: ``loss`` has ``reduction="sum"``.
+    """
+    if _reduction(loss) == "sum":
+        raise FlatnessError("the loss has reduction='sum': give one with reduction='mean', the mean over the batch")
+    pair = _PairLoss(loss, _cross_entropy_settings(loss))
+    return BatchLoss(pair.function, pair.count)
+
+
+class _PairLoss:
+    """``loss(model(inputs), targets)`` of a batch, and what the batch counts."""
+
+    def __init__(self, loss: Callable[[Any, Any], torch.Tensor], targets: Callable[[], tuple[Any, int]] | None) -> None:
+        self._loss = loss
+        self._targets = targets  # class weights and the ignored target, of cross-entropies
+        self._halved = 0
+        self._not_mean: str | None = None
+
+    def function(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        inputs, targets = batch
+        output = model(inputs)
+        value = self._loss(output, targets)
+        if self._halved < HALVED and not _is_torchs(self._loss):
+            self._check_mean(output, targets, value)
+        return value
+
+    def count(self, batch: Batch) -> float:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            shape = f" of {len(batch)} items" if isinstance(batch, (tuple, list)) else ""
+            raise FlatnessError(
+                f"a batch must be a pair (inputs, targets) of tensors; got a {type(batch).__name__}{shape}: "
+                "for other batches give loss=BatchLoss(function), and of arrays make tensors first (torch.as_tensor)"
+            )
+        inputs, targets = batch
+        samples = first_dimension(inputs)
+        if self._targets is not None and isinstance(targets, torch.Tensor) and not targets.is_floating_point():
+            return _targets_counted(targets, *self._targets())
+        if isinstance(targets, torch.Tensor) and targets.ndim:
+            first_dimension(targets)  # refuses ignored targets
+        return samples
+
+    def _check_mean(self, output: Any, targets: Any, value: Any) -> None:
+        """Refuse a sum; of several batches, also a loss that is not the mean of the losses of their samples."""
+        self._halved += 1
+        if self._not_mean is not None:
+            raise FlatnessError(self._not_mean)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in (output, targets, value)):
+            return
+        if output.ndim == 0 or targets.ndim == 0 or not 2 <= len(output) == len(targets):
+            return
+        if value.shape != () or not value.is_floating_point():
+            return
+        middle = len(output) // 2
+        random = RandomState.capture({output.device})
+        try:
+            with torch.no_grad():
+                first = float(self._loss(output[:middle], targets[:middle]))
+                second = float(self._loss(output[middle:], targets[middle:]))
+        except Exception:
+            return  # a loss that wants whole batches
+        finally:
+            random.restore()
+        whole = float(value.detach())
+        if not (math.isfinite(whole) and math.isfinite(first) and math.isfinite(second)):
+            return
+        mean = (middle * first + (len(output) - middle) * second) / len(output)
+        precision = max([torch.finfo(t.dtype).eps for t in (output, value) if t.is_floating_point()], default=0.0)
+        size = abs(whole) + abs(first) + abs(second)
+        rounding = max(1e-3, 20 * precision) * size
+        if output.is_floating_point():  # the halves may cancel
+            rounding += 100 * precision * float(output.detach().abs().mean())
+        if abs(whole - mean) <= rounding:
+            return
+        if abs(whole - (first + second)) <= rounding:
+            raise FlatnessError(
+                f"the loss is a sum over the batch ({whole:g}, of its halves {first:g} and {second:g}): give the mean "
+                "over the batch, reduction='mean'"
+            )
+        # One batch is right whatever the loss.
+        self._not_mean = (
+            f"the loss of a batch is {whole:g}, which is not the mean of those of its halves, {first:g} and "
+            f"{second:g}, so several batches cannot be weighted by their samples. Ignored targets, class weights, or a "
+            "loss between samples? Give BatchLoss(function, count=...) that says how much a batch counts, or all data "
+            "as one batch"
+        )
+        if self._halved > 1:
+            raise FlatnessError(self._not_mean)
+
+
+def _is_torchs(loss: Any) -> bool:
+    """Whether a loss is a module or a function of torch's, whose means are known."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    kind = type(function) if isinstance(function, nn.Module) else function
+    return getattr(kind, "__module__", None) in ("torch.nn.modules.loss", "torch.nn.functional")
+
+
+def _reduction(loss: Any) -> Any:
+    if isinstance(loss, functools.partial):
+        return (loss.keywords or {}).get("reduction")
+    return getattr(loss, "reduction", None) if isinstance(loss, nn.Module) else None
+
+
+def _cross_entropy_settings(loss: Any) -> Callable[[], tuple[Any, int]] | None:
+    """What gives the class weights and the ignored target of torch's cross-entropies; ``None`` for another loss."""
+    for kind in (nn.CrossEntropyLoss, nn.NLLLoss):
+        if isinstance(loss, kind) and type(loss).forward is kind.forward:
+            return lambda: (loss.weight, loss.ignore_index)
+    function, keywords = loss, {}
+    if isinstance(loss, functools.partial) and not loss.args:
+        function, keywords = loss.func, loss.keywords or {}
+    if function is F.cross_entropy or function is F.nll_loss:
+        return lambda: (keywords.get("weight"), keywords.get("ignore_index", IGNORED))
+    return None
+
+
+def _targets_counted(targets: torch.Tensor, weight: torch.Tensor | None, ignored: int) -> float:
+    """What the mean of a cross-entropy is over: the targets that are not ignored, each with its class's weight."""
+    kept = targets != ignored
+    if weight is not None:
+        return float(weight.detach().to(targets.device, torch.float64)[targets[kept]].sum())
+    return int(kept.sum())

@@ -1,0 +1,274 @@
+"""Weights and directions as flat vectors, whatever form the user has them in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from flatwise.flatness.guard import FlatnessError
+from flatwise.flatness.objective import Objective
+
+Weights: TypeAlias = Mapping[str, torch.Tensor] | Iterable[torch.Tensor] | torch.Tensor
+
+
+def own_weights(model: nn.Module) -> torch.Tensor:
+    """The parameters that require a gradient as one vector, in the order of ``model.named_parameters()``.
+
+    Float32 at least, on the first one's device: what :meth:`flatwise.flatness.Objective.vector` gives.
+    """
+    return _joined(_trainable(model), model)
+
+
+def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tensor:
+    """Other weights of a model as such a vector.
+
+    Args:
+        model: whose weights they could be.
+        weights: a state dict (its buffers, and what else it has, are passed over); tensors in the order of
+            ``model.parameters()``, of all parameters or of those that require a gradient; or the flat vector, shape
+            ``(size,)``.
+        what: what they are, for messages.
+
+    Raises:
+        FlatnessError: names, numbers or shapes that do not fit the model; values that are not finite; or a frozen
+            parameter that differs from the model's, since nothing here moves it.
+    """
+    trainable = _trainable(model)
+    if isinstance(weights, torch.Tensor):
+        size = sum(p.numel() for p in trainable.values())
+        if weights.shape != (size,):
+            raise FlatnessError(
+                f"{what}: a vector of all parameters that require a gradient has shape ({size},) for this model; "
+                f"got {tuple(weights.shape)}"
+            )
+        vector = torch.empty_like(own_weights(model)).copy_(weights.detach())
+    else:
+        named = _by_name(model, trainable, weights, what)
+        _check_shapes(trainable, named, what)
+        _check_frozen(model, named, what)
+        vector = _joined({name: named[name] for name in trainable}, model)
+    if not vector.isfinite().all():
+        raise FlatnessError(f"{what} has values that are not finite")
+    return vector
+
+
+def norm(vector: torch.Tensor) -> float:
+    """The Euclidean norm, summed in float64 where the device has it."""
+    dtype = None if vector.device.type == "mps" else torch.float64
+    return float(torch.linalg.vector_norm(vector, dtype=dtype))
+
+
+def unit(vector: torch.Tensor, what: str) -> torch.Tensor:
+    """The vector over its norm.
+
+    Raises:
+        FlatnessError: it is 0.
+    """
+    length = norm(vector)
+    if length == 0:
+        raise FlatnessError(f"{what} is 0: it has no direction")
+    return vector / length
+
+
+def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
+    if not isinstance(model, nn.Module):
+        raise FlatnessError(f"model must be a torch.nn.Module; got a {type(model).__name__}")
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to move")
+    return trainable
+
+
+def _by_name(
+    model: nn.Module,
+    trainable: dict[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor] | Iterable[torch.Tensor],
+    what: str,
+) -> dict[str, torch.Tensor]:
+    if isinstance(weights, Mapping):
+        missing = [name for name in trainable if name not in weights]
+        if missing:
+            raise FlatnessError(
+                f"{what} has no {missing[0]!r}, a parameter of the model, but {list(weights)[:3]}: give "
+                "model.state_dict()"
+            )
+        return {name: weights[name] for name, _ in model.named_parameters() if name in weights}
+    given = list(weights)
+    for names in (list(trainable), [name for name, _ in model.named_parameters()]):
+        if len(given) == len(names):
+            return dict(zip(names, given, strict=True))
+    raise FlatnessError(
+        f"{what} has {len(given)} tensors, but the model has {len(trainable)} parameters that require a gradient"
+    )
+
+
+def _check_shapes(trainable: dict[str, torch.Tensor], named: dict[str, torch.Tensor], what: str) -> None:
+    for name, parameter in trainable.items():
+        value = named[name]
+        if not isinstance(value, torch.Tensor):
+            raise FlatnessError(f"{what}: {name!r} must be a tensor; got a {type(value).__name__}")
+        if value.shape != parameter.shape:
+            raise FlatnessError(
+                f"{what}: {name!r} has shape {tuple(value.shape)}; the model's has {tuple(parameter.shape)}"
+            )
+
+
+def _check_frozen(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or name not in named:
+            continue
+        if not torch.equal(named[name].detach().to(parameter), parameter.detach()):
+            raise FlatnessError(
+                f"{what} differs from the model in {name!r}, which does not require a gradient and so is not moved: "
+                "call requires_grad_() on it first, or leave it out"
+            )
+
+
+def _joined(named: dict[str, torch.Tensor], model: nn.Module) -> torch.Tensor:
+    dtype, devices = torch.float32, []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            dtype = torch.promote_types(dtype, parameter.dtype)
+            devices.append(parameter.device)
+    vector = torch.empty(sum(math.prod(value.shape) for value in named.values()), dtype=dtype, device=devices[0])
+    start = 0
+    for value in named.values():
+        vector[start : start + value.numel()] = value.detach().flatten()
+        start += value.numel()
+    return vector
+
+
+Normalization = Literal["unit", "filter"]
+Selection: TypeAlias = str | Iterable[str]
+Directions: TypeAlias = Callable[[Objective], Iterator[torch.Tensor]]
+"""What gives the directions, vectors of shape (size,), to move an objective's weights along: always the same ones."""
+
+
+def given_directions(vectors: Iterable[torch.Tensor]) -> Directions:
+    """The same vectors for every model, as they are."""
+    kept = list(vectors)
+
+    def directions(objective: Objective) -> Iterator[torch.Tensor]:
+        for vector in kept:
+            yield vector.to(objective.device, objective.dtype)
+
+    return directions
+
+
+def random_directions(count: int, seed: int, normalize: Normalization, names: frozenset[str]) -> Directions:
+    """Normal directions from a generator of their own: the same draws for every model, device and dtype.
+
+    Args:
+        count: how many.
+        seed: of the draws.
+        normalize: ``"unit"`` or ``"filter"``: see :func:`filter_normalized`, which scales them by each model's own
+            filters.
+        names: the parameters to move; the others stay (and do not change the draws of these).
+
+    Raises:
+        FlatnessError: ``normalize`` is neither; when it is used, also if nothing is left to move.
+    """
+    if normalize not in ("unit", "filter"):
+        raise FlatnessError(f"normalize must be 'unit' or 'filter'; got {normalize!r}")
+
+    def directions(objective: Objective) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(count):
+            draws = torch.randn(objective.size, generator=generator, dtype=torch.float32, device="cpu")
+            direction = draws.to(objective.device, objective.dtype)
+            for name, part in objective.split(direction).items():
+                if name not in names:
+                    part.zero_()
+            if normalize == "filter":
+                direction = filter_normalized(objective, direction)
+            else:
+                direction = unit(direction, "the random direction")
+            yield direction
+
+    return directions
+
+
+def filter_normalized(objective: Objective, direction: torch.Tensor) -> torch.Tensor:
+    """Scale each filter of a direction to the norm of the model's own filter (Li et al. 2018, section 4).
+
+    ``d_ij ← d_ij / ‖d_ij‖ · ‖w_ij‖`` for filter j of layer i. A filter is a slice of a parameter's first dimension:
+    what makes one output channel or neuron, or one row of an embedding. Parameters of fewer than two dimensions
+    (biases, BatchNorm) are not moved, as with ``ignore="biasbn"`` in that paper's code. A rescaling of the weights that
+    leaves the network's function as it is then leaves the curves as they are.
+
+    Args:
+        objective: with the model's own weights.
+        direction: shape (size,).
+
+    Returns:
+        The scaled direction, of about the norm of the weights.
+
+    Raises:
+        FlatnessError: every filter is 0, or there is none.
+    """
+    scaled = torch.zeros_like(direction)
+    own, given = objective.split(objective.vector()), objective.split(direction)
+    for name, part in objective.split(scaled).items():
+        if part.ndim < 2:
+            continue
+        lengths, targets = _filter_norms(given[name]), _filter_norms(own[name])
+        part.copy_(given[name] * torch.where(lengths > 0, targets / lengths, 0.0))
+    if not scaled.any():
+        raise FlatnessError(
+            "filter normalisation leaves nothing to move: the chosen parameters have no filter that is not 0 "
+            "(biases and BatchNorm are left out); use normalize='unit'"
+        )
+    return scaled
+
+
+def selected(model: nn.Module, parameters: Selection) -> frozenset[str]:
+    """The names of the parameters to move.
+
+    Args:
+        model: the model.
+        parameters: ``"all"``: all that require a gradient. ``"first"``: the first layer, that is, the module that holds
+            the first parameter of two or more dimensions in ``model.named_parameters()``, with its bias (the order in
+            which the model defines its layers, not that in which it calls them). Or names of parameters or of modules.
+
+    Raises:
+        FlatnessError: a name that is not the model's, or of which nothing requires a gradient; no names.
+    """
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+    chosen: list[str] = []
+    for item in wanted:
+        if item == "all":
+            found = list(trainable)
+        elif item == "first":
+            found = _first_layer(model)
+        else:
+            found = [name for name in trainable if name == item or name.startswith(f"{item}.")]
+        if not found:
+            raise FlatnessError(
+                f"parameters: {item!r} is no parameter and no module with parameters; the model's first parameters "
+                f"are {list(trainable)[:3]}"
+            )
+        moving = [name for name in found if trainable[name]]
+        if not moving:
+            raise FlatnessError(f"parameters: {item!r} has none that requires a gradient: {found[0]!r} is frozen")
+        chosen += moving
+    if not chosen:
+        raise FlatnessError("parameters: no names were given: there is nothing to move")
+    return frozenset(chosen)
+
+
+def _first_layer(model: nn.Module) -> list[str]:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            layer = name.rpartition(".")[0]
+            return [other for other, _ in model.named_parameters() if other.rpartition(".")[0] == layer]
+    raise FlatnessError("the model has no parameter of two or more dimensions: name the parameters to move")
+
+
+def _filter_norms(part: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(part, dim=tuple(range(1, part.ndim)), keepdim=True)
+    return norms
