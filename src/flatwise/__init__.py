@@ -24,9 +24,10 @@ from flatwise.version import __version__
 
 if TYPE_CHECKING:
     from flatwise import flatness
-    from flatwise.studies import ExecutorChoice, StudyOutcome, compare, run_study
+    from flatwise.studies import StudyOutcome, compare, run_study
     from flatwise.study.arms import Arm, Peak
     from flatwise.study.comparison import Comparison
+    from flatwise.study.engine import ExecutorChoice
     from flatwise.study.flatness import FlatnessSettings
     from flatwise.study.task import Settings, Task
     from flatwise.study.trial import Trial
@@ -76,7 +77,7 @@ if not TYPE_CHECKING:
 _LAZY = {
     "Arm": "flatwise.study.arms",
     "Comparison": "flatwise.study.comparison",
-    "ExecutorChoice": "flatwise.studies",
+    "ExecutorChoice": "flatwise.study.engine",
     "FlatnessSettings": "flatwise.study.flatness",
     "Peak": "flatwise.study.arms",
     "Settings": "flatwise.study.task",

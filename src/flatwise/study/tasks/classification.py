@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.study.task import ClassificationSettings, Task
 from flatwise.study.tasks.schedules import attach
 from flatwise.study.tasks.training import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from flatwise.study.trial import Trial
 
 
-class DataError(Exception):
+class DataError(FlatwiseError):
     """A data file is missing, corrupt, unreadable or cannot be downloaded. One line that says what to do."""
 
 
