@@ -290,13 +290,16 @@ def bench(
     """Measure what the noise costs: optimizer steps with and without it, taking turns on this machine."""
     if threads is not None:
         torch.set_num_threads(threads)
-    with errors():
-        try:
-            rows: list[Row] = []
-            for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
-                typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
-                rows.append(row)
-            if out is not None:
-                write_csv(rows, out)
-        except ValueError as error:
-            fail(str(error))
+    try:
+        rows: list[Row] = []
+        for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
+            typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
+            rows.append(row)
+        if out is not None:
+            write_csv(rows, out)
+    except ValueError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"cannot write {error.filename}: {error.strerror}")
