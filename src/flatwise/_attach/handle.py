@@ -294,7 +294,7 @@ class Handle:
         self._nested = 0
         if not self._state.is_in(optimizer):  # the optimizer loaded a state without calling the load hooks
             self._on_load(optimizer)
-        if _is_priming(optimizer, kwargs):
+        if kwargs and _is_priming(optimizer, kwargs):
             return None
         return self._step.begin(self._noise_seed, self._state.step, args, kwargs)
 

@@ -115,7 +115,6 @@ class Footprint:
 
     def __init__(self, optimizer: torch.optim.Optimizer, group: dict[str, Any], update: Update) -> None:
         self._optimizer = optimizer
-        self._all = list(map(id, group["params"]))
         self._params = update.params
         self._used = [tensor for column in update.states for tensor in column] + update.counters
         self._types = [type(param.grad) for param in group["params"]]
@@ -132,7 +131,7 @@ class Footprint:
         """What this process holds of the gradients, if they are all that has changed; else ``None``."""
         options, numbers = settings
         params = group["params"]
-        if options != self._options or list(map(id, params)) != self._all or list(map(type, numbers)) != self._kinds:
+        if options != self._options or list(map(type, numbers)) != self._kinds:
             return None
         grads = [param.grad for param in params]
         if list(map(type, grads)) != self._types:
