@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flatwise._noise import reference
 from flatwise.attach.draw import Draw
 from flatwise.attach.shards import Block
-from flatwise.noise import dispatch
 
 
 def blend(old: Tensor, new: Tensor, factor: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def blend_(parameter: Tensor, old: Tensor, draws: list[Draw], block: Block) -> N
     if by_element and start is not None and parameter.is_contiguous() and old.is_contiguous():
         flat, flat_old = parameter.view(-1), old.view(-1)
         # In chunks: the factors of a large tensor would be as large as the tensor.
-        for offset, length in dispatch.runs(start, flat.numel()):
+        for offset, length in reference.runs(start, flat.numel()):
             here = slice(offset, offset + length)
             factor = draws[0].run(start + offset, length, parameter.device)
             for draw in draws[1:]:

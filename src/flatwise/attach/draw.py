@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from flatwise._noise import reference
+from flatwise._noise.keys import derive_keys
 from flatwise.attach.identity import ALL, group_id
 from flatwise.attach.shards import Block
-from flatwise.noise import dispatch, reference
-from flatwise.noise.keys import derive_keys
 from flatwise.perturbation import Perturbation
 
 
@@ -95,7 +95,7 @@ class Draw:
 
     def run(self, start: int, count: int, device: torch.device) -> Tensor:
         """Factors of the elements ``start … start + count − 1`` of the whole tensor, all of one segment; float32."""
-        return self.perturbation.distribution.sample(dispatch.words_run(self.segment_key, start, count, device))
+        return self.perturbation.distribution.sample(reference.words_run(self.segment_key, start, count, device))
 
     def block(self, block: Block, device: torch.device) -> Tensor:
         """Factors of the elements held here; float32, to broadcast over ``block.local_shape``."""
@@ -107,7 +107,7 @@ class Draw:
                 index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64, device="cpu")
             case _:
                 index = block.index()
-        return self.perturbation.distribution.sample(dispatch.words_at(self.segment_key, index, size, device))
+        return self.perturbation.distribution.sample(reference.words_at(self.segment_key, index, size, device))
 
 
 def draws(perturbation: Perturbation, seed: int, tick: int, stream: int, units: list[int]) -> list[Draw]:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatwise._noise.keys import COUNTER_LIMIT, SEED_LIMIT, STREAM_LIMIT, stream_seed
 from flatwise.attach import state
 from flatwise.attach.draw import Calendar
 from flatwise.attach.factors import Factors
@@ -22,7 +23,6 @@ from flatwise.attach.rate import shared_tensor_rates
 from flatwise.attach.shards import check_memory
 from flatwise.attach.supported import KNOWN, check_supported, keep_step, unwrapped
 from flatwise.distributions import as_integer
-from flatwise.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT, stream_seed
 from flatwise.perturbation import Perturbation, fingerprint
 
 
@@ -91,7 +91,7 @@ def perturb(
     perturbations = tuple(perturbation) if isinstance(perturbation, Sequence) else (perturbation,)
     calendar = Calendar(_count("steps_per_epoch", steps_per_epoch), _count("epochs", epochs))
     seed, stream = _integer("seed", seed, SEED_LIMIT), _integer("stream", stream, SEED_LIMIT)
-    step = _integer("step", step, TICK_LIMIT)
+    step = _integer("step", step, COUNTER_LIMIT)
     _check_perturbations(optimizer, perturbations, calendar)
     is_fine = any(not (p.is_identity or p.acts_on_rate) for p in perturbations)
     loaded, named = state.read(optimizer), int(knows_names(optimizer))
@@ -178,7 +178,7 @@ class Handle:
 
     @step.setter
     def step(self, value: int) -> None:
-        number = _in_range("step", value, TICK_LIMIT)
+        number = _in_range("step", value, COUNTER_LIMIT)
         if not self._removers:
             raise ValueError(
                 "cannot set step: this handle was removed. Call flatwise.perturb(optimizer, ..., step=...)"
@@ -215,7 +215,7 @@ class Handle:
         Raises:
             ValueError: the parameter is missing or not the optimizer's, or the step is out of range.
         """
-        step = self.step if step is None else _in_range("step", step, TICK_LIMIT)
+        step = self.step if step is None else _in_range("step", step, COUNTER_LIMIT)
         if parameter is not None:
             return self._factors.of_parameter(self._noise_seed, step, parameter)
         if any(p.scope != "all" for _, p in self._factors.acting(step)):
@@ -238,7 +238,7 @@ class Handle:
         Raises:
             ValueError: the step is out of range, or ``rates`` does not have one number per group.
         """
-        step = self.step if step is None else _in_range("step", step, TICK_LIMIT)
+        step = self.step if step is None else _in_range("step", step, COUNTER_LIMIT)
         groups = self.optimizer.param_groups
         scheduled = [float(group["lr"]) for group in groups] if rates is None else list(rates)
         if len(scheduled) != len(groups):

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from flatwise._kernels.backend import Blender, can_blend, compile_ahead
+from flatwise._kernels.forms import Piece
 from flatwise.attach.blend import blend_
 from flatwise.attach.factors import Factors
 from flatwise.attach.identity import parameters_of
 from flatwise.attach.rate import RateLoan
 from flatwise.attach.shards import Block, check_memory, local_part
-from flatwise.noise.blender import Blender, Piece, can_blend, compile_ahead
 
 _form = attrgetter("dtype", "device", "shape")
 

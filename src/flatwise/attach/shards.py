@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flatwise.noise.blender import PLAIN
+from flatwise._kernels.forms import PLAIN
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from flatwise._kernels.forms import Update
+from flatwise.optim._plan import Settings
 from flatwise.optim.fused import Fused, Perturbations, unhooked
-from flatwise.optim.launch import Settings, Update
 
 
 class _Adam(Fused):

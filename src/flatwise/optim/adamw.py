@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from flatwise.optim._plan import Settings
 from flatwise.optim.adam import _Adam
 from flatwise.optim.fused import Perturbations, unhooked
-from flatwise.optim.launch import Settings
 
 
 class AdamW(_Adam, torch.optim.AdamW):

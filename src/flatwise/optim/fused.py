@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from flatwise._kernels.backend import PreparedStep
+from flatwise._kernels.forms import Update
 from flatwise.attach.factors import Factors, Stream
 from flatwise.attach.handle import Handle, handle_of, perturb
 from flatwise.attach.noisy_step import NoisyStep
-from flatwise.optim.launch import Footprint, Settings, Update, local
-from flatwise.optim.plans import Plan, make_plan, objection
+from flatwise.optim._plan import Footprint, Settings, local, make_plan, objection
 from flatwise.perturbation import Perturbation
 
 Perturbations = Perturbation | Sequence[Perturbation]
@@ -165,7 +166,7 @@ class FusedStep(NoisyStep):
     def __init__(self, optimizer: Fused, factors: Factors) -> None:
         super().__init__(optimizer, factors)
         self._fused = optimizer
-        self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
+        self._plans: dict[int, tuple[Footprint, PreparedStep]] = {}  # by the group's position
         self.fallback: str | None = None
 
     def _forget(self) -> None:

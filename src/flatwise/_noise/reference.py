@@ -7,9 +7,12 @@ products and sums wrap alike, and a logical shift is an arithmetic one whose hig
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from flatwise._noise.keys import SEGMENT, SEGMENT_BITS
 
 
 def _signed(bits: int) -> int:
@@ -28,7 +31,7 @@ def _xorshift_(x: Tensor, shift: int) -> Tensor:
 
 
 def words(index: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
-    """The random words of some elements of one unit.
+    """The random words of some elements of one parameter.
 
     ``x = index · 9E3779B9 + k0;  x ^= x >> 17;  x *= ED5AD4BB;  x ^= x >> 11;  x = x · AC4C1B51 + k1;``
     ``x ^= x >> 15;  x *= 31848BAB;  w = x ^ (x >> 14)``, all modulo 2**32.
@@ -113,3 +116,54 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     for coefficient in reversed(rest):
         value.copy_(rounded.copy_(value.mul_(x).add_(coefficient)))
     return value
+
+
+SegmentKey = Callable[[int], tuple[int, int]]
+
+# Long enough to hide the cost of launching an operation, short enough that the chunk's buffers stay in cache.
+CHUNK = 1 << 17
+
+
+def runs(start: int, count: int) -> Iterator[tuple[int, int]]:
+    """Cuts ``count`` elements from logical index ``start`` on into (offset, length) runs within one segment each."""
+    offset = 0
+    while offset < count:
+        room = SEGMENT - (start + offset) % SEGMENT
+        length = min(CHUNK, room, count - offset)
+        yield offset, length
+        offset += length
+
+
+def words_run(key: SegmentKey, start: int, count: int, device: torch.device) -> Tensor:
+    """The words of the elements ``start … start + count − 1``, all of one segment; int32, shape (count,)."""
+    first = start % SEGMENT
+    index = torch.arange(first, first + count, dtype=torch.int32, device=device)
+    return words(index, key(start >> SEGMENT_BITS))
+
+
+def words_at(key: SegmentKey, index: Tensor, size: int, device: torch.device) -> Tensor:
+    """The words of some logical elements of a tensor.
+
+    Args:
+        key: the keys of each segment.
+        index: int64, any shape, on the CPU: which elements.
+        size: a bound above all indices; where one segment holds so many, the indices need not be read.
+        device: where the words are wanted.
+
+    Returns:
+        int32, the shape of ``index``.
+    """
+    low = (index & (SEGMENT - 1)).to(device=device, dtype=torch.int32)
+    if index.numel() == 0:
+        return low
+    first = last = 0
+    if size > SEGMENT:
+        first, last = (int(bound) >> SEGMENT_BITS for bound in torch.aminmax(index))
+    if first == last:
+        return words(low, key(first))
+    result = torch.empty_like(low)
+    segments = (index >> SEGMENT_BITS).to(device)
+    for segment in range(first, last + 1):
+        inside = segments == segment
+        result[inside] = words(low[inside], key(segment))
+    return result
