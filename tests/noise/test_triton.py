@@ -134,7 +134,9 @@ def probe_kernel(source, k, words, normals, uniforms, count, GIVEN: tl.constexpr
 @triton.jit
 def key_kernel(arguments, out):
     row = arguments + tl.program_id(0) * 5
-    k0, k1 = key(tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4))
+    seed, counter = tl.load(row), tl.load(row + 1)
+    seed0, seed1, counter0, counter1 = seed.to(tl.int32), seed >> 32, counter.to(tl.int32), counter >> 32
+    k0, k1 = key(seed0, seed1, counter0, counter1, tl.load(row + 2), tl.load(row + 3), tl.load(row + 4))
     tl.store(out + tl.program_id(0) * 2, k0.to(tl.int64))
     tl.store(out + tl.program_id(0) * 2 + 1, k1.to(tl.int64))
 
@@ -563,7 +565,7 @@ def assembly(kernel, constants, capability, exact=True):
     from triton.compiler import ASTSource
 
     pointers = {"rows": "*i64", "chunks": "*i64", "numbers": "*fp64"}
-    types = {**pointers, "seed": "i64", "counter": "i32", "stream": "i32"}
+    types = pointers | dict.fromkeys(("seed0", "seed1", "counter0", "counter1", "stream"), "i32")
     signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in pointers}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)

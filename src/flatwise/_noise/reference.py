@@ -15,7 +15,7 @@ from torch import Tensor
 from flatwise._noise.keys import SEGMENT, SEGMENT_BITS
 
 
-def _signed(bits: int) -> int:
+def signed(bits: int) -> int:
     """The int32 that has these 32 bits."""
     return bits - (1 << 32) if bits >= 1 << 31 else bits
 
@@ -43,11 +43,11 @@ def words(index: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor
     Returns:
         int32, same shape: the bits of the uint32 words.
     """
-    k0, k1 = (k if isinstance(k, Tensor) else _signed(k) for k in key)
-    x = (index * _signed(0x9E3779B9)).add_(k0)
-    _xorshift_(x, 17).mul_(_signed(0xED5AD4BB))
-    _xorshift_(x, 11).mul_(_signed(0xAC4C1B51)).add_(k1)
-    _xorshift_(x, 15).mul_(_signed(0x31848BAB))
+    k0, k1 = (k if isinstance(k, Tensor) else signed(k) for k in key)
+    x = (index * signed(0x9E3779B9)).add_(k0)
+    _xorshift_(x, 17).mul_(signed(0xED5AD4BB))
+    _xorshift_(x, 11).mul_(signed(0xAC4C1B51)).add_(k1)
+    _xorshift_(x, 15).mul_(signed(0x31848BAB))
     return _xorshift_(x, 14)
 
 
@@ -60,7 +60,7 @@ def below(w: Tensor, threshold: int) -> Tensor:
     """``w < threshold`` for the unsigned words, 0 ≤ threshold ≤ 2**32; bool."""
     if threshold == 1 << 32:
         return torch.ones_like(w, dtype=torch.bool)
-    return w.bitwise_xor(_signed(1 << 31)) < _signed(threshold ^ (1 << 31))
+    return w.bitwise_xor(signed(1 << 31)) < signed(threshold ^ (1 << 31))
 
 
 def rescale(w: Tensor, start: int, stop: int) -> Tensor:

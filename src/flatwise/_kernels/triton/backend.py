@@ -18,13 +18,16 @@ import torch
 import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.rmsprop import rmsprop
+from torch.optim.sgd import sgd
 
 from flatwise._kernels import forms
 from flatwise._kernels.forms import KINDS, OPTIMIZERS, KernelForm, Piece, Update, addresses
 from flatwise._kernels.triton import blend as blends
 from flatwise._kernels.triton import updates
 from flatwise._noise import reference
-from flatwise._noise.keys import as_int64, derive_keys
+from flatwise._noise.keys import derive_keys
 
 DTYPES = {
     torch.float32: tl.float32,
@@ -110,8 +113,8 @@ class _Launches:
                     launch.rows,
                     launch.chunks,
                     self._numbers,
-                    as_int64(seed),
-                    counter,
+                    *_halves(seed),
+                    *_halves(counter),
                     self._stream,
                     *arguments,
                     KIND=self._kind,
@@ -145,6 +148,11 @@ class _Launches:
             table = forms.chunks_of([self._sizes[row] for row in some], [self._starts[row] for row in some])
             self._chunks[some] = _send(table, self._device)
         return self._chunks[some]
+
+
+def _halves(word: int) -> tuple[int, int]:
+    """The low and the high 32 bits as int32: numbers of one type, whatever they are, make one kernel."""
+    return reference.signed(word & 0xFFFFFFFF), reference.signed(word >> 32)
 
 
 def _send(rows: NDArray[np.int64], device: torch.device) -> Tensor:
@@ -398,15 +406,15 @@ def _step_of_torch(
     one, two, three = ([state] for state in states)
     if optimizer == "sgd":
         momentum, undamped = numbers[1:3]
-        damping = {"momentum": momentum, "dampening": 1 - undamped if step > 1 else 0.0, "nesterov": options[1]}
-        torch.optim.sgd.sgd([param], [grad], one if momentum else [None], **damping, **common)
+        damping = {"momentum": momentum, "dampening": 1 - undamped, "nesterov": options[1]}
+        sgd([param], [grad], one if momentum else [None], **damping, **common)
         return
     before = [torch.tensor(step - 1.0, device="cpu")]
     if optimizer == "adam":
         _, beta1, beta2, eps, _ = numbers
         betas = {"amsgrad": options[0], "beta1": beta1, "beta2": beta2, "decoupled_weight_decay": options[2]}
-        torch.optim.adam.adam([param], [grad], one, two, three, before, eps=eps, **betas, **common)
+        adam([param], [grad], one, two, three, before, eps=eps, **betas, **common)
         return
     _, alpha, eps, momentum, _ = numbers
     averages = {"alpha": alpha, "momentum": momentum, "centered": options[1]}
-    torch.optim.rmsprop.rmsprop([param], [grad], one, three, two, before, eps=eps, **averages, **common)
+    rmsprop([param], [grad], one, three, two, before, eps=eps, **averages, **common)

@@ -40,12 +40,17 @@ _G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (tl.constexpr(c) for c in reference.GAU
 
 
 @triton.jit
-def key(seed, counter, stream, name, segment):
-    """(k0, k1), uint32, by Philox4x32-10, as ``keys.derive_keys``; all arguments int64 scalars (64 bits each)."""
+def key(seed0, seed1, counter0, counter1, stream, name, segment):
+    """(k0, k1), uint32, by Philox4x32-10, as ``keys.derive_keys``.
+
+    Args:
+        seed0, seed1, counter0, counter1: the low and the high half of seed and counter, as int32.
+        stream, name, segment: name is the parameter id; int64 scalars.
+    """
     c0, c1 = name.to(tl.uint32), (name >> 32).to(tl.uint32)
-    c2 = counter.to(tl.uint32)
-    c3 = (segment | (stream << 16) | ((counter >> 32) << 24)).to(tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    c2 = counter0.to(tl.uint32)
+    c3 = (segment | (stream << 16) | (counter1 << 24)).to(tl.uint32)
+    k0, k1 = seed0.to(tl.uint32), seed1.to(tl.uint32)
     a = tl.full((), 0xD2511F53, tl.uint32)
     b = tl.full((), 0xCD9E8D57, tl.uint32)
     for _ in tl.static_range(10):
@@ -126,10 +131,10 @@ def chunk_of(rows, chunks):
 
 
 @triton.jit
-def key_of(row, offset, seed, counter, stream):
+def key_of(row, offset, seed0, seed1, counter0, counter1, stream):
     """(k0, k1) of a chunk, and the uint32 index of its first element in the segment."""
     first = tl.load(row + FIRST) + offset
-    k0, k1 = key(tl.cast(seed, tl.int64), tl.cast(counter, tl.int64), stream, tl.load(row + ID), first >> 28)
+    k0, k1 = key(seed0, seed1, counter0, counter1, stream, tl.load(row + ID), first >> 28)
     return k0, k1, (first & 0xFFFFFFF).to(tl.uint32)
 
 
@@ -203,13 +208,15 @@ def _blend_block(
         store(new, at, length, blend(before, after, f, DTYPE), MASKED)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream"])
+@triton.jit(do_not_specialize=["seed0", "seed1", "counter0", "counter1", "stream"])
 def blend_kernel(
     rows,
     chunks,
     numbers,
-    seed,
-    counter,
+    seed0,
+    seed1,
+    counter0,
+    counter1,
     stream,
     KIND: tl.constexpr,
     DTYPE: tl.constexpr,
@@ -220,7 +227,7 @@ def blend_kernel(
     row, offset, length = chunk_of(rows, chunks)
     new = column(row, PARAMETER, offset, DTYPE, ALIGNED)
     old = column(row, GRADIENT, offset, DTYPE, ALIGNED)
-    k0, k1, x = key_of(row, offset, seed, counter, stream)
+    k0, k1, x = key_of(row, offset, seed0, seed1, counter0, counter1, stream)
     at = tl.arange(0, BLOCK)
     whole = length // BLOCK * BLOCK
     # Whole blocks without a mask, which would keep the compiler from loading 16 bytes at once.

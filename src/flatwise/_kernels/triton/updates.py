@@ -120,13 +120,15 @@ def _update_block(
     store(param, at, length, tl.where(f == 0.0, stored, narrow(p, DTYPE)), MASKED)
 
 
-@triton.jit(do_not_specialize=["seed", "counter", "stream"])
+@triton.jit(do_not_specialize=["seed0", "seed1", "counter0", "counter1", "stream"])
 def update_kernel(
     rows,
     chunks,
     numbers,
-    seed,
-    counter,
+    seed0,
+    seed1,
+    counter0,
+    counter1,
     stream,
     lr,
     momentum,
@@ -163,7 +165,7 @@ def update_kernel(
     state1 = column(row, STATE, offset, STATE_DTYPE, ALIGNED)
     state2 = column(row, STATE + 1, offset, STATE_DTYPE, ALIGNED)
     state3 = column(row, STATE + 2, offset, STATE_DTYPE, ALIGNED)
-    k0, k1, x = key_of(row, offset, seed, counter, stream)
+    k0, k1, x = key_of(row, offset, seed0, seed1, counter0, counter1, stream)
     rate = tl.load(lr).to(tl.float32) if LR_ON_DEVICE else tl.cast(lr, tl.float32)
     step_rate, root_correction = rate, rate
     if OPTIMIZER == ADAM:
