@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
 from flatwise._attach.parameters import ALL, Block, group_id, local_part, parameter_ids
-from flatwise.noise import dispatch, reference
-from flatwise.noise.blender import KernelForm
-from flatwise.noise.keys import derive_keys
+from flatwise._kernels.forms import KernelForm
+from flatwise._noise import reference
+from flatwise._noise.keys import derive_keys
 from flatwise.perturbation import Perturbation
 
 # Draw so many at a time: it takes as long as one draw, which alone is slower than a small model's step.
@@ -249,7 +249,7 @@ class Draw:
 
     def run(self, start: int, count: int, device: torch.device) -> Tensor:
         """Factors of the elements ``start … start + count − 1`` of the whole tensor, all of one segment; float32."""
-        return self.perturbation.distribution.sample(dispatch.words_run(self.segment_key, start, count, device))
+        return self.perturbation.distribution.sample(reference.words_run(self.segment_key, start, count, device))
 
     def block(self, block: Block, device: torch.device) -> Tensor:
         """Factors of the elements held here; float32, to broadcast over ``block.local_shape``."""
@@ -261,7 +261,7 @@ class Draw:
                 index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64, device="cpu")
             case _:
                 index = block.index()
-        return self.perturbation.distribution.sample(dispatch.words_at(self.segment_key, index, size, device))
+        return self.perturbation.distribution.sample(reference.words_at(self.segment_key, index, size, device))
 
 
 def draws(perturbation: Perturbation, seed: int, counter: int, position: int, ids: list[int]) -> list[Draw]:
@@ -311,7 +311,7 @@ def blend_(parameter: Tensor, old: Tensor, draws: list[Draw], block: Block) -> N
     if by_element and start is not None and parameter.is_contiguous() and old.is_contiguous():
         flat, flat_old = parameter.view(-1), old.view(-1)
         # In chunks: the factors of a large tensor would be as large as the tensor.
-        for offset, length in dispatch.runs(start, flat.numel()):
+        for offset, length in reference.runs(start, flat.numel()):
             here = slice(offset, offset + length)
             factor = draws[0].run(start + offset, length, parameter.device)
             for draw in draws[1:]:

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from flatwise._attach.factors import Bounds, Factors, Noise, blend_, bounded
 from flatwise._attach.parameters import Block, check_memory, local_part, parameters_of
-from flatwise.noise.blender import Blender, Piece, can_blend, compile_ahead
+from flatwise._kernels.backend import Blender, can_blend, compile_ahead
+from flatwise._kernels.forms import Piece
 
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 _form = attrgetter("dtype", "device", "shape")
