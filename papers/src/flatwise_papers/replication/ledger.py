@@ -61,17 +61,17 @@ class Entry:
     claim: Claim
     task: str
     outcome: Outcome
-    check: BaselineCheck | None
-    baseline: Measured | None
-    result: Measured | None
-    difference: float
-    low: float
-    high: float
-    p: float
-    expected: float
-    credit: Credit | None
-    seeds_range: tuple[int, int | None] | None
     explanation: str
+    check: BaselineCheck | None = None
+    baseline: Measured | None = None
+    result: Measured | None = None
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    expected: float = math.nan
+    credit: Credit | None = None
+    seeds_range: tuple[int, int | None] | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -125,9 +125,7 @@ def _entry(claim: Claim, task: str, comparison: Comparison | None) -> Entry:
     arms = {} if comparison is None else {arm.name: arm for arm in comparison.arms}
     vanilla, arm = arms.get(VANILLA), arms.get(claim.arm)
     if comparison is None or vanilla is None or arm is None or arm.vs_vanilla is None:
-        nan = math.nan
-        text = explain(claim, "not run")
-        return Entry(claim, task, "not run", None, None, None, nan, nan, nan, nan, nan, None, None, text)
+        return Entry(claim, task, "not run", explain(claim, "not run"))
     judgement = arm.vs_vanilla
     other_data = next((words for start, words in OTHER_DATA.items() if task.startswith(start)), None)
     check = check_baseline(claim, _vanilla_at(claim, comparison, vanilla), comparable=other_data is None)
