@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.study.task import ClassificationSettings, Task
 from flatwise.study.tasks.training import (
     Dropout,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from flatwise.study.trial import Trial
 
 
-class DataError(Exception):
+class DataError(FlatwiseError):
     """A data file is missing, corrupt, unreadable or cannot be downloaded. One line that says what to do."""
 
 
