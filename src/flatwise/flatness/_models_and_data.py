@@ -134,7 +134,7 @@ class ModelsAndData:
         return step
 
     def check_same_parameters(self) -> None:
-        """Refuse models that cannot be moved along the same directions.
+        """Raise if the models cannot be moved along the same directions.
 
         Raises:
             FlatnessError: the parameters that require a gradient differ in name or shape.

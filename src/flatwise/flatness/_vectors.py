@@ -1,4 +1,4 @@
-"""Weights and directions as flat vectors, whatever form the user has them in."""
+"""Weights and directions as flat vectors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tenso
 
     Args:
         model: whose weights they could be.
-        weights: a state dict (its buffers, and what else it has, are passed over); tensors in the order of
+        weights: a state dict (buffers and other entries are ignored); tensors in the order of
             ``model.parameters()``, of all parameters or of those that require a gradient; or the flat vector, shape
             ``(size,)``.
         what: what they are, for messages.
@@ -70,7 +70,7 @@ def unit(vector: torch.Tensor, what: str) -> torch.Tensor:
     """The vector over its norm.
 
     Raises:
-        FlatnessError: it is 0.
+        FlatnessError: the vector is 0.
     """
     length = norm(vector)
     if length == 0:
@@ -111,7 +111,7 @@ def _by_name(
 
 
 def _check_fit(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> None:
-    """Refuse values that are no tensors of the model's shapes, or that differ from its frozen parameters."""
+    """Raise for values that are not tensors of the model's shapes, or that differ from its frozen parameters."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             if name in named and not torch.equal(named[name].detach().to(parameter), parameter.detach()):
@@ -153,10 +153,10 @@ def random_directions(count: int, seed: int, normalize: Normalization, names: fr
         seed: of the draws.
         normalize: ``"unit"`` or ``"filter"``: see :func:`filter_normalized`, which scales them by each model's own
             filters.
-        names: the parameters to move; the others stay (and do not change the draws of these).
+        names: the parameters to move. The draws do not depend on this choice.
 
     Raises:
-        FlatnessError: ``normalize`` is neither; when it is used, also if nothing is left to move.
+        FlatnessError: unknown ``normalize``; when the directions are drawn, also if nothing is left to move.
     """
     if normalize not in ("unit", "filter"):
         raise FlatnessError(f"normalize must be 'unit' or 'filter'; got {normalize!r}")
@@ -191,7 +191,7 @@ def filter_normalized(objective: Objective, direction: torch.Tensor) -> torch.Te
         The scaled direction, of about the norm of the weights.
 
     Raises:
-        FlatnessError: every filter is 0, or there is none.
+        FlatnessError: no filter differs from 0.
     """
     scaled = torch.zeros_like(direction)
     own, given = objective.split(objective.vector()), objective.split(direction)

@@ -26,7 +26,7 @@ from flatwise.flatness.objective import Loss, Objective, Options, Progress, meas
 # Vectors of a block together have at most so many elements (64 MiB in float32), and a block has at most 16 vectors.
 BLOCK_ELEMENTS = 1 << 24
 BLOCK_VECTORS = 16
-# Fewer probes than this say too little about their own spread to stop by it.
+# No early stop before so many probes: the spread of fewer is too uncertain.
 FEWEST = 10
 
 Products: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -132,7 +132,7 @@ def top_eigenvalues(
         seed: of the vector to start from.
         vectors: whether to return the eigenvectors. Default: ``False``.
         basis_size: how many vectors of the model's size to keep in memory; default: the larger of 20 and ``2 k + 10``.
-            More need fewer products.
+            A larger basis needs fewer products.
         progress: called after each product as ``progress(products so far, max_iter)``.
         **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
 

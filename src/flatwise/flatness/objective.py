@@ -123,18 +123,18 @@ class Objective:
     once); all others are constants. Methods take ``weights``, such a vector, and measure there; without it they measure
     at the model's own weights. The dropout masks are the same at every call.
 
-    Every method raises :class:`FlatnessError` for data that are empty, that fail, or that differ from pass to pass, for
-    a batch that the model or the loss refuses, for a loss that is no scalar or does not depend on the parameters, and
-    for a vector of the wrong length. A loss or derivative that is not finite is an error at the model's own weights; at
-    other weights it is an outcome, and is returned.
+    Every method raises :class:`FlatnessError` for data that are empty, that fail, or that differ from pass to pass; if
+    the model or the loss raises; for a loss that is not a scalar or does not depend on the parameters; and for a vector
+    of the wrong length. A loss or derivative that is not finite is an error at the model's own weights, and is returned
+    at others.
 
     Attributes:
         size: length of the vector.
         device: where vectors are: the device of the first parameter.
         dtype: the vectors' dtype: the parameters' widest, and float32 at least.
         shapes: by name, the shape of each parameter in the vector, in its order.
-        samples: how many samples a pass over the data has, or of what else the batches count: the sum of their counts;
-            ``None`` before the first pass is finished.
+        samples: the sum of the batches' counts over a pass, usually the number of samples; ``None`` before the first
+            pass is finished.
     """
 
     def __init__(
@@ -268,14 +268,14 @@ class Objective:
                     raise FlatnessError(f"the loss is {batch_loss} at the model's own weights")
                 total += batch_loss * count
                 samples += count
-                # The number of all samples is known from the second pass on: then no division is left to do.
+                # From the second pass on, the number of all samples is known: no division is left for the end.
                 weight = count if self.samples is None else count / self.samples
                 for row, parts in zip(sums, derive(value), strict=True):
                     self._add(row, parts, weight)
         if self.samples is None and samples:
             sums /= samples
         self._check_pass(samples, total, own=own)
-        # The sum is finite if all are, mostly, and takes a tenth of the time.
+        # Almost always the sum is finite if all values are, and checking it takes a tenth of the time.
         if own and rows and not sums.sum().isfinite() and not sums.isfinite().all():
             raise FlatnessError(
                 f"the loss is finite ({total / samples:g}) but a derivative of it is not: look for a square root, a "
@@ -356,7 +356,7 @@ class Objective:
             yield list(product)
 
     def _check_source(self, value: torch.Tensor) -> None:
-        """Refuse a loss that holds the model's own parameters: it gets around the stand-ins, and part of it is lost."""
+        """Raise if the loss uses the model's own parameters: it bypasses the stand-ins, and part of it is lost."""
         own = {id(original) for original in self._originals}
         for node in _nodes([value]):
             if id(getattr(node, "variable", None)) in own:
@@ -374,7 +374,7 @@ class Objective:
                 view.add_(part.detach().to(view), alpha=weight)
 
     def _check_pass(self, samples: float, total: float, *, own: bool) -> None:
-        """What a finished pass must have been: not empty, and the same as the last one."""
+        """Raise if a finished pass was empty, or differed from an earlier one."""
         if not self._batches.replay.batches:
             raise FlatnessError("the data are empty: the loader gave no batch")
         if samples == 0:
@@ -413,10 +413,10 @@ def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
 
 
 def _check_twice(gradient: Parts) -> None:
-    """Refuse a custom function that is ``once_differentiable``: torch raises only if nothing else is differentiated.
+    """Raise if a custom function is ``once_differentiable``: torch raises only if nothing else is differentiated.
 
-    Its error hangs on a leaf of its own, which a derivative by the parameters never reaches: the part of the Hessian
-    that goes through the function would silently be 0.
+    Torch's error node has a leaf of its own, which a derivative by the parameters never reaches: the part of the
+    Hessian that goes through the function would silently be 0.
     """
     for node in _nodes(gradient):
         if node.name() == "torch::autograd::Error":
