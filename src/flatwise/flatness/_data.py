@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.guard import FlatnessError, RandomState, checked_count, naming, reporting
+from flatwise.flatness.guard import Autocast, FlatnessError, RandomState, checked_count, naming, reporting
 
 Batch = Any
 
@@ -123,8 +123,8 @@ class Batches:
         self.replay = Replay() if replay is None else replay
         self._data, self._limit, self._dtype, self._random = data, limit, dtype, random
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        """Yield the number of each batch and the batch, on the device.
+    def read(self, autocast: Autocast) -> Iterator[tuple[int, Batch]]:
+        """Yield the number of each batch and the batch, on the device; the data run under ``autocast``.
 
         Raises:
             FlatnessError: the loader raised, or the batches differ from those of the first pass.
@@ -133,7 +133,7 @@ class Batches:
         # The chain calls iter(data) only when the first batch is asked for: an error there is one of the data too.
         batches = itertools.islice(itertools.chain(self._data), self._limit)
         for number in itertools.count():
-            with naming(f"batch {number}"), reporting("the data failed"):
+            with naming(f"batch {number}"), reporting("the data failed"), autocast.on():
                 batch = next(batches, _END)
             if batch is _END:
                 break
@@ -354,9 +354,9 @@ class _PairLoss:
             raise FlatnessError(self._not_mean)
         if not all(isinstance(tensor, torch.Tensor) for tensor in (output, targets, value)):
             return
-        if output.ndim == 0 or targets.ndim == 0 or not 2 <= len(output) == len(targets):
-            return
         if value.shape != () or not value.is_floating_point():
+            return
+        if 0 in (output.ndim, targets.ndim) or not 2 <= len(output) == len(targets):
             return
         middle = len(output) // 2
         random = RandomState({output.device})

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from flatwise.flatness.guard import FlatnessError
-from flatwise.flatness.objective import Objective
+from flatwise.flatness.guard import FlatnessError, naming, trainable
+from flatwise.flatness.objective import Objective, split
 
 Weights: TypeAlias = Mapping[str, torch.Tensor] | Iterable[torch.Tensor] | torch.Tensor
 Normalization: TypeAlias = Literal["unit", "filter"]
@@ -24,8 +24,8 @@ def own_weights(model: nn.Module) -> torch.Tensor:
 
     Float32 at least, on the first one's device: what :meth:`flatwise.flatness.Objective.vector` gives.
     """
-    trainable = _trainable(model)
-    return _joined(trainable, trainable)
+    own = trainable(model)
+    return _joined(own, own)
 
 
 def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tensor:
@@ -42,19 +42,14 @@ def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tenso
         FlatnessError: names, numbers or shapes that do not fit the model; values that are not finite; or a frozen
             parameter that differs from the model's, since nothing here moves it.
     """
-    trainable = _trainable(model)
+    own = trainable(model)
     if isinstance(weights, torch.Tensor):
-        size = sum(p.numel() for p in trainable.values())
-        if weights.shape != (size,):
-            raise FlatnessError(
-                f"{what}: a vector of all parameters that require a gradient has shape ({size},) for this model; "
-                f"got {tuple(weights.shape)}"
-            )
-        vector = torch.empty_like(own_weights(model)).copy_(weights.detach())
+        with naming(what):
+            named = split(weights, {name: parameter.shape for name, parameter in own.items()})
     else:
-        named = _by_name(model, trainable, weights, what)
+        named = _by_name(model, own, weights, what)
         _check_fit(model, named, what)
-        vector = _joined({name: named[name] for name in trainable}, trainable)
+    vector = _joined({name: named[name] for name in own}, own)
     if not vector.isfinite().all():
         raise FlatnessError(f"{what} has values that are not finite")
     return vector
@@ -78,35 +73,27 @@ def unit(vector: torch.Tensor, what: str) -> torch.Tensor:
     return vector / length
 
 
-def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    if not isinstance(model, nn.Module):
-        raise FlatnessError(f"model must be a torch.nn.Module; got a {type(model).__name__}")
-    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to move")
-    return trainable
-
-
 def _by_name(
     model: nn.Module,
-    trainable: dict[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
     weights: Mapping[str, torch.Tensor] | Iterable[torch.Tensor],
     what: str,
 ) -> dict[str, torch.Tensor]:
+    every = [name for name, _ in model.named_parameters()]
     if isinstance(weights, Mapping):
-        for name in trainable:
+        for name in own:
             if name not in weights:
                 raise FlatnessError(
                     f"{what} has no {name!r}, a parameter of the model, but {list(weights)[:3]}: give "
                     "model.state_dict()"
                 )
-        return {name: weights[name] for name, _ in model.named_parameters() if name in weights}
+        return {name: weights[name] for name in every if name in weights}
     given = list(weights)
-    for names in (list(trainable), [name for name, _ in model.named_parameters()]):
+    for names in (list(own), every):
         if len(given) == len(names):
             return dict(zip(names, given, strict=True))
     raise FlatnessError(
-        f"{what} has {len(given)} tensors, but the model has {len(trainable)} parameters that require a gradient"
+        f"{what} has {len(given)} tensors, but the model has {len(own)} parameters that require a gradient"
     )
 
 
@@ -127,7 +114,7 @@ def _check_fit(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> N
             )
 
 
-def _joined(named: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> torch.Tensor:
+def _joined(named: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The values as one vector, in the widest dtype of the model's parameters, ``like``, and on the first's device."""
     dtype = reduce(torch.promote_types, (parameter.dtype for parameter in like.values()), torch.float32)
     device = next(iter(like.values())).device

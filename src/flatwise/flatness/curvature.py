@@ -20,8 +20,8 @@ from torch import nn
 from typing_extensions import Unpack
 
 from flatwise.flatness._lanczos import By, Eigenvalues, lanczos
-from flatwise.flatness.guard import FlatnessError, checked_count
-from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring
+from flatwise.flatness.guard import FlatnessError, checked_count, trainable
+from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring, split
 
 # Vectors of a block together have at most so many elements (64 MiB in float32), and a block has at most 16 vectors.
 BLOCK_ELEMENTS = 1 << 24
@@ -226,12 +226,7 @@ def by_parameter(model: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tens
     Raises:
         FlatnessError: the vector has another length.
     """
-    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    lengths = [math.prod(shape) for shape in shapes.values()]
-    if vector.shape != (sum(lengths),):
-        raise FlatnessError(f"the vector must have shape ({sum(lengths)},) for this model; got {tuple(vector.shape)}")
-    parts = torch.split(vector, lengths)
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return split(vector, {name: parameter.shape for name, parameter in trainable(model).items()})
 
 
 @contextmanager

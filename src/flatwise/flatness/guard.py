@@ -115,6 +115,20 @@ def untouched(
         random_state.restore()
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name, in the order of ``model.named_parameters()``.
+
+    Raises:
+        FlatnessError: not a module, or nothing requires a gradient.
+    """
+    if not isinstance(model, nn.Module):
+        raise FlatnessError(f"model must be a torch.nn.Module; got a {type(model).__name__}")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to measure")
+    return parameters
+
+
 def _check(model: nn.Module, mode: Mode) -> None:
     if not isinstance(model, nn.Module):
         raise FlatnessError(f"model must be a torch.nn.Module; got a {type(model).__name__}")

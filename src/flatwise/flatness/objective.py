@@ -7,7 +7,7 @@ batches and reports bad input in the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any, TypeAlias, TypedDict
@@ -24,6 +24,7 @@ from flatwise.flatness.guard import (
     RandomState,
     naming,
     reporting,
+    trainable,
     twice_differentiable,
     untouched,
 )
@@ -101,8 +102,10 @@ def measuring_again(
         stack.enter_context(untouched(model, mode=mode, dtype=dtype, data=data))
         if isinstance(loss, nn.Module):
             stack.enter_context(untouched(loss, mode=mode, dtype=dtype))
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        _check(parameters)
+        parameters = trainable(model)
+        for name, parameter in parameters.items():
+            if not parameter.is_floating_point():
+                raise FlatnessError(f"parameter {name!r} is {parameter.dtype}: only real parameters can be measured")
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(twice_differentiable(model))
@@ -173,12 +176,7 @@ class Objective:
 
     def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """A vector of shape ``(size,)`` as views by parameter name, in the parameters' shapes."""
-        if vector.shape != (self.size,):
-            raise FlatnessError(
-                f"the vector of all parameters that require a gradient has shape ({self.size},), not {(*vector.shape,)}"
-            )
-        parts = torch.split(vector, [math.prod(shape) for shape in self.shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return split(vector, self.shapes)
 
     def loss(self, weights: torch.Tensor | None = None) -> float:
         """The mean loss, summed in float64.
@@ -255,7 +253,7 @@ class Objective:
         self._place(weights)
         torch.clear_autocast_cache()  # a cast that is kept would be of the weights before
         total, samples, sums = 0.0, 0.0, self._zeros(rows)
-        for number, batch in self._read():
+        for number, batch in self._batches.read(self._acting):
             with naming(f"batch {number}"):
                 count = self._count(batch)
                 if count == 0:
@@ -282,15 +280,6 @@ class Objective:
                 "norm or a logarithm of 0, or try dtype=torch.float64"
             )
         return total / samples, sums
-
-    def _read(self) -> Iterator[tuple[int, Batch]]:
-        batches = iter(self._batches)
-        while True:
-            with self._acting.on():
-                found = next(batches, None)
-            if found is None:
-                return
-            yield found
 
     def _place(self, weights: torch.Tensor | None) -> None:
         """Have the stand-ins hold the given weights, or the model's own."""
@@ -400,6 +389,22 @@ class Objective:
             )
 
 
+def split(vector: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """A vector over the parameters that require a gradient as views by name.
+
+    Raises:
+        FlatnessError: its length is not that of the parameters.
+    """
+    lengths = [math.prod(shape) for shape in shapes.values()]
+    if vector.shape != (sum(lengths),):
+        raise FlatnessError(
+            f"a vector of all parameters that require a gradient has shape ({sum(lengths)},) for this model; "
+            f"got {tuple(vector.shape)}"
+        )
+    parts = torch.split(vector, lengths)
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
 def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
     """All nodes of the tensors' graphs, each once."""
     stack = [tensor.grad_fn for tensor in tensors if tensor is not None]
@@ -424,11 +429,3 @@ def _check_twice(gradient: Parts) -> None:
                 "the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
                 "that is marked once_differentiable"
             )
-
-
-def _check(parameters: dict[str, nn.Parameter]) -> None:
-    if not parameters:
-        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to differentiate by")
-    for name, parameter in parameters.items():
-        if not parameter.is_floating_point():
-            raise FlatnessError(f"parameter {name!r} is {parameter.dtype}: only real parameters can be measured")
