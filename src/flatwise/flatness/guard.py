@@ -23,10 +23,12 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatwise.exceptions import FlatwiseError
+
 Mode = Literal["eval", "train", "keep"]
 
 
-class FlatnessError(ValueError):
+class FlatnessError(FlatwiseError, ValueError):
     """A model, a loss or data that cannot be measured as asked. The message is one line."""
 
 
