@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from flatwise.flatness.curvature import gradient_norm, top_eigenvalues, trace
+from flatwise.flatness import gradient_norm, random_weight_paths, top_eigenvalues, trace
+from flatwise.flatness.guard import checked_count
 from flatwise.flatness.objective import Loss
-from flatwise.flatness.paths import random_weight_paths
 from flatwise.study.store import FlatnessRecord, Record
 
 # A trace with a wider 95 % interval, as a share of it, counts as not converged.
@@ -48,9 +48,7 @@ class FlatnessSettings:
         # Two probes are the fewest that have a spread.
         least["max_iter"] = max(2, self.eigenvalues) if isinstance(self.eigenvalues, int) else 2
         for name, lowest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise ValueError(f"flatness: {name} must be a whole number, {lowest} or more; got {value!r}")
+            checked_count(f"flatness: {name}", getattr(self, name), lowest)
         try:
             radii = tuple(float(radius) for radius in self.radii)
         except (TypeError, ValueError):
