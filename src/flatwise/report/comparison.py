@@ -83,6 +83,12 @@ def arm_styles(comparison: Comparison) -> dict[str, ArmStyle]:
 # Tables
 
 
+def tables(comparison: Comparison) -> list[Table]:
+    """Every arm against vanilla and, if any has one, against its control."""
+    has_controls = any(arm.control is not None for arm in comparison.arms)
+    return [comparison_table(comparison), *([control_table(comparison)] if has_controls else [])]
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """The table "Does it help?": every arm against vanilla.
 
@@ -119,11 +125,6 @@ def control_table(comparison: Comparison) -> Table:
         "the rate's. Tested where there is a verdict against vanilla.",
         spaced=True,
     )
-
-
-def has_controls(comparison: Comparison) -> bool:
-    """Whether there is something to show in :func:`control_table`."""
-    return any(arm.control is not None for arm in comparison.arms)
 
 
 def arm_rows(

@@ -16,12 +16,10 @@ from plotly.offline import get_plotlyjs
 from flatwise.report import figures
 from flatwise.report.comparison import (
     arm_styles,
-    comparison_table,
-    control_table,
-    has_controls,
     headline,
     metric_label,
     named_lines,
+    tables,
     warnings,
 )
 from flatwise.report.flatness import flatness_content
@@ -132,7 +130,7 @@ def _comparison_content(comparison: Comparison) -> dict[str, Any]:
         "headline": headline(comparison),
         "warnings": warnings(comparison),
         "lines": named_lines(comparison),
-        "tables": [comparison_table(comparison), *([control_table(comparison)] if has_controls(comparison) else [])],
+        "tables": tables(comparison),
         "metric": metric_label(comparison),
         "legend": arm_styles(comparison),
         "differences": {

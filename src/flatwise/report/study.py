@@ -70,12 +70,12 @@ def study_headline(results: Sequence[CellResult]) -> str:
     if count := total["inconclusive"]:
         rest = "the other" if count < total.total() else "all"
         clauses.append(f"{rest} {'comparison is' if count == 1 else f'{count} comparisons are'} inconclusive")
-    if count := total["skewed"]:
-        clauses.append(f"{plural(count, 'comparison')} {'is' if count == 1 else 'are'} too skewed")
-    if count := total["does nothing"]:
-        clauses.append(f"{plural(count, 'comparison')} showed that nothing is done")
-    if count := sum(total[verdict] for verdict in UNTESTED):
-        clauses.append(f"{plural(count, 'comparison')} could not be tested")
+    for count, words in (
+        (total["skewed"], "is too skewed" if total["skewed"] == 1 else "are too skewed"),
+        (total["does nothing"], "showed that nothing is done"),
+        (sum(total[verdict] for verdict in UNTESTED), "could not be tested"),
+    ):
+        clauses += [f"{plural(count, 'comparison')} {words}"] if count else []
     start = "Against vanilla, " if total["helps"] else f"No method was shown to help in any {where}: "
     return f"{start}{'; '.join(clauses)}."
 

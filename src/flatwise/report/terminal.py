@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flatwise.report.comparison import comparison_table, control_table, has_controls, summary_lines, warnings
+from flatwise.report.comparison import summary_lines, tables, warnings
 from flatwise.report.flatness import flatness_headline, method_lines
 from flatwise.study.comparison import Comparison
 
@@ -99,9 +99,8 @@ def show(comparison: Comparison, console: Console) -> None:
         comparison: what to print.
         console: where.
     """
-    console.print(comparison_table(comparison))
-    if has_controls(comparison):
-        console.print(control_table(comparison))
+    for table in tables(comparison):
+        console.print(table)
     for line in warnings(comparison):
         console.print(f"! {line}", highlight=False, markup=False, style="yellow")
     for line in summary_lines(comparison):
