@@ -165,7 +165,8 @@ def study_table(results: Sequence[CellResult], link: Callable[[str], str] | None
         if comparison is None:
             rows.append(row(heading, "", "", "", cell(("not judged yet", "caution")), *beside, kind="group"))
             continue
-        unit, seeds = difference_unit(comparison), plural(len(comparison.seeds), "seed")
+        unit = difference_unit(comparison)
+        seeds = seeds_words(comparison.seeds) if is_page else plural(len(comparison.seeds), "seed")
         about = [metric_label(comparison), f"in {unit}" if unit else "", "", seeds]
         rows.append(row(heading, *(cell((text, "dim")) for text in about), *beside, kind="group"))
         cells = partial(_arm_cells, comparison, is_page=is_page)
