@@ -70,7 +70,7 @@ def test_the_task_of_the_docs_makes_a_study(tmp_path, monkeypatch):
     """What docs/studies.md says about a task of one's own, done as it says it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    ((_, code),) = blocks(ROOT / "docs" / "studies.md")
+    (_, code), *_ = blocks(ROOT / "docs" / "studies.md")
     (tmp_path / "my_tasks.py").write_text(code)
     file = tmp_path / "ridge.toml"
     file.write_text(

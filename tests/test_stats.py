@@ -409,6 +409,9 @@ def test_gates_that_make_no_sense_are_refused():
             judge(pairs, better="lower", behind=behind)
     with pytest.raises(ValueError, match="absent must be a number of comparisons, at least 0; got -1"):
         judge(pairs, better="lower", absent=-1)
+    for barred in ({"x": "failed"}, {"a": "helps"}):
+        with pytest.raises(ValueError, match=r"barred: .* expected the name of a pair .'a', 'b', 'c'. and one of"):
+            judge(pairs, better="lower", barred=barred)
 
 
 def test_absent_comparisons_count_as_ones_that_showed_nothing():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-# Until its `main` takes over, the command is importing: Ctrl-C then ends it without a traceback through torch.
+# While the flatwise command imports torch, Ctrl-C ends it without a traceback. Its `main` takes over from here.
 if (
     os.path.splitext(os.path.basename((sys.argv or [""])[0]))[0] == "flatwise"
-    or [*sys.orig_argv, "", ""][1:3] in (["-m", "flatwise"], ["-m", "flatwise.cli"])
+    or sys.orig_argv[1:3] in (["-m", "flatwise"], ["-m", "flatwise.cli"])
 ) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
 
@@ -24,38 +25,28 @@ from flatwise.version import __version__
 
 if TYPE_CHECKING:
     from flatwise import flatness
-    from flatwise.studies import ExecutorChoice, StudyOutcome, compare, run_study
+    from flatwise.studies import StudyOutcome, compare, run_study
     from flatwise.study.arms import Arm, Peak
     from flatwise.study.comparison import Comparison
+    from flatwise.study.engine import ExecutorChoice
     from flatwise.study.flatness import FlatnessSettings
     from flatwise.study.task import Settings, Task
     from flatwise.study.trial import Trial
 
 __all__ = [
-    "Arm",
     "Bernoulli",
-    "Comparison",
     "Constant",
     "Distribution",
-    "ExecutorChoice",
-    "FlatnessSettings",
     "Handle",
     "LogUniform",
     "Mixture",
     "Normal",
-    "Peak",
     "Perturbation",
-    "Settings",
     "SharedNoiseWarning",
-    "StudyOutcome",
-    "Task",
-    "Trial",
     "Uniform",
     "Window",
     "__version__",
     "alrao",
-    "compare",
-    "flatness",
     "handle_of",
     "leap",
     "lr_dropout",
@@ -65,18 +56,13 @@ __all__ = [
     "ralr",
     "random_lr",
     "random_lr_normal",
-    "run_study",
 ]
-
-_NAMES = __all__
-if not TYPE_CHECKING:
-    del __all__  # at run time it follows from what is installed: `from flatwise import *` works without the extras
 
 # Imported when first used: they need the packages of the "compare" extra, and the import of flatwise stays quick.
 _LAZY = {
     "Arm": "flatwise.study.arms",
     "Comparison": "flatwise.study.comparison",
-    "ExecutorChoice": "flatwise.studies",
+    "ExecutorChoice": "flatwise.study.engine",
     "FlatnessSettings": "flatwise.study.flatness",
     "Peak": "flatwise.study.arms",
     "Settings": "flatwise.study.task",
@@ -89,10 +75,33 @@ _LAZY = {
 }
 
 
+def _has_extra() -> bool:
+    """Whether the packages of the "compare" extra are installed."""
+    packages = ("filelock", "jinja2", "optuna", "plotly", "pydantic", "rich", "scipy", "sklearn")
+    try:
+        return all(importlib.util.find_spec(package) for package in packages)
+    except ImportError:
+        return False
+
+
+if TYPE_CHECKING or _has_extra():  # so `from flatwise import *` works without it
+    __all__ += [
+        "Arm",
+        "Comparison",
+        "ExecutorChoice",
+        "FlatnessSettings",
+        "Peak",
+        "Settings",
+        "StudyOutcome",
+        "Task",
+        "Trial",
+        "compare",
+        "flatness",
+        "run_study",
+    ]
+
+
 def __getattr__(name: str) -> Any:
-    if name == "__all__":
-        # `from flatwise import *` takes what the installed packages allow.
-        return [name for name in _NAMES if _can_be_imported(name)]
     if name not in _LAZY:
         raise AttributeError(f"module 'flatwise' has no attribute {name!r}")
     try:
@@ -107,12 +116,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY, "__all__"})
-
-
-def _can_be_imported(name: str) -> bool:
-    try:
-        getattr(sys.modules[__name__], name)
-    except ImportError:
-        return False
-    return True
+    return sorted({*globals(), *_LAZY})

@@ -137,8 +137,8 @@ def judge(
         must not be tested. A comparison of a single pair is ``"inconclusive"`` with p = 1.
 
     Raises:
-        ValueError: an entry is empty or its two sides differ in length; ``better``, ``level``, ``power``, ``behind`` or
-            ``absent`` is not one of the values above.
+        ValueError: an entry is empty or its two sides differ in length; ``better``, ``level``, ``power``, ``behind``,
+            ``barred`` or ``absent`` is not one of the values above.
     """
     if better not in ("lower", "higher"):
         raise ValueError(f'better must be "lower" or "higher"; got {better!r}')
@@ -147,6 +147,12 @@ def judge(
     if absent < 0:
         raise ValueError(f"absent must be a number of comparisons, at least 0; got {absent}")
     barred = barred or {}
+    for name, given in barred.items():
+        if name not in pairs or given not in (*UNTESTED, "does nothing"):
+            raise ValueError(
+                f"barred: {name!r} is {given!r}; expected the name of a pair ({', '.join(map(repr, pairs))}) and one "
+                f"of {', '.join(map(repr, (*UNTESTED, 'does nothing')))}"
+            )
     differences = {name: _differences(name, arm, baseline) for name, (arm, baseline) in pairs.items()}
     known: dict[str, Verdict] = {
         name: barred.get(name, "failed") if all(map(math.isfinite, d)) else "failed"

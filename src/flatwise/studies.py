@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.report.page import write_page, write_study_report
 from flatwise.report.progress import LiveProgress
 from flatwise.report.study import status_table, study_table, tuning_lines
@@ -18,13 +19,11 @@ from flatwise.stats import Better
 from flatwise.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls
 from flatwise.study.check import check_study
 from flatwise.study.comparison import Comparison, direction_of
-from flatwise.study.engine import drive, run_plan
-from flatwise.study.executors import Executor, LocalExecutor, ProcessExecutor, visible_cores
+from flatwise.study.engine import ExecutorChoice, ExecutorName, drive, run_plan
 from flatwise.study.export import Format, export
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.identify import identify, plain_data
-from flatwise.study.plan import TrialRounds, TunedCell, plan_comparison
-from flatwise.study.ray_executor import RayExecutor
+from flatwise.study.plan import plan_comparison
 from flatwise.study.registry import Section, get_task, load_study, plugins, without_imports
 from flatwise.study.results import CellResult, CellStatus, study_results, study_status
 from flatwise.study.spec import StudyError, StudySpec
@@ -35,62 +34,11 @@ from flatwise.study.task import Task
 from flatwise.study.work import FUNCTION_SETTING, TrainFunction, Work, load_data
 
 
-class CompareError(ValueError):
+class CompareError(FlatwiseError, ValueError):
     """The arguments do not describe a comparison. The message is one line."""
 
 
 PAGE_NAME = "report.html"
-
-
-ExecutorName = Literal["local", "processes", "ray"]
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorChoice:
-    """Where the trials run.
-
-    Attributes:
-        name: ``"local"``: in this process, one after the other; ``"processes"``: in worker processes of this machine;
-            ``"ray"``: on a Ray cluster.
-        workers: of ``"processes"``: how many; default: one per core.
-        address: of ``"ray"``: the cluster's, ``"host:port"`` or ``"auto"``; default: a Ray of its own on this machine.
-        cpus_per_trial, gpus_per_trial: of ``"ray"``: what a trial takes of a node; 0.25 lets four share a GPU.
-        retries: of ``"ray"``: how often a trial is run again whose node was lost.
-    """
-
-    name: ExecutorName = "local"
-    workers: int | None = None
-    address: str | None = None
-    cpus_per_trial: float | None = None
-    gpus_per_trial: float | None = None
-    retries: int | None = None
-
-    def open(self) -> Executor:
-        """The executor, to be used in a ``with`` block.
-
-        Raises:
-            StudyError: an option that this executor does not have.
-            ExecutorError: a number that makes no sense.
-        """
-        known = {
-            "local": (),
-            "processes": ("workers",),
-            "ray": ("address", "cpus_per_trial", "gpus_per_trial", "retries"),
-        }
-        if self.name not in known:
-            raise StudyError(f"there is no executor {self.name!r}: there are {', '.join(known)}")
-        options = known[self.name]
-        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-        given = {option: value for option, value in given.items() if value is not None}
-        for option in given:
-            if option not in options:
-                has = ", ".join(options) or "none"
-                raise StudyError(f"the executor '{self.name}' has no option {option}: it has {has}")
-        if self.name == "local":
-            return LocalExecutor()
-        if self.name == "processes":
-            return ProcessExecutor(visible_cores() if self.workers is None else self.workers)
-        return RayExecutor(**given)
 
 
 def compare(
@@ -175,9 +123,19 @@ def compare(
             **_plain({} if settings is None else settings),
         },
     )
-    work = Work(train=train, raise_in_vanilla=True)
-    plan = _ComparisonPlan.of(subject, arms, seeds, level, controls, flatness)
-    return _compare(plan, work, out, executor, retry_failed=retry_failed, quiet=quiet)
+    return _compare(
+        subject,
+        Work(train=train, raise_in_vanilla=True),
+        arms,
+        seeds,
+        level=level,
+        controls=controls,
+        out=out,
+        flatness=flatness,
+        executor=executor,
+        retry_failed=retry_failed,
+        quiet=quiet,
+    )
 
 
 def compare_task(
@@ -216,9 +174,20 @@ def compare_task(
     if _choice(executor).name == "local":
         chosen.check_device()
         load_data(task, data_dir)  # what is wrong with them is better known before the first trial
-    plan = _ComparisonPlan.of(subject_of(task, chosen), arms, seeds, level, controls, flatness, threads=1)
-    work = Work(data_dir=_absolute(data_dir), raise_in_vanilla=True)
-    return _compare(plan, work, out, executor, retry_failed=retry_failed, quiet=quiet)
+    return _compare(
+        subject_of(task, chosen),
+        Work(_absolute(data_dir), raise_in_vanilla=True),
+        arms,
+        seeds,
+        level=level,
+        controls=controls,
+        out=out,
+        flatness=flatness,
+        executor=executor,
+        retry_failed=retry_failed,
+        quiet=quiet,
+        threads=1,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,56 +370,34 @@ def all_failed(comparison: Comparison) -> bool:
     return all(judgement is None or judgement.verdict == "failed" for judgement in judged)
 
 
-@dataclass(frozen=True, slots=True)
-class _ComparisonPlan:
-    """A comparison's arguments, checked."""
-
-    subject: Subject
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...]
-    level: float
-    flatness: FlatnessSettings | None
-    threads: int | None
-
-    @classmethod
-    def of(
-        cls,
-        subject: Subject,
-        arms: str | Sequence[str | Arm],
-        seeds: int | Sequence[int],
-        level: float,
-        controls: bool,
-        flatness: bool | FlatnessSettings,
-        threads: int | None = None,
-    ) -> _ComparisonPlan:
-        chosen = with_controls(_arms(arms), controls=controls)
-        numbers = _seeds(seeds)
-        _check_level(level)
-        return cls(subject, chosen, numbers, level, _flatness(flatness), threads)
-
-    def rounds(self) -> TrialRounds[list[TunedCell]]:
-        """A study of one cell, without tuning."""
-        return plan_comparison(self.subject, self.arms, self.seeds, self.threads, self.flatness)
-
-
 def _compare(
-    plan: _ComparisonPlan,
+    subject: Subject,
     work: Work,
-    out: str | Path | None,
-    executor: ExecutorChoice | ExecutorName,
+    arms: str | Sequence[str | Arm],
+    seeds: int | Sequence[int],
     *,
+    level: float,
+    controls: bool,
+    out: str | Path | None,
+    flatness: bool | FlatnessSettings,
+    executor: ExecutorChoice | ExecutorName,
     retry_failed: bool,
     quiet: bool,
+    threads: int | None = None,
 ) -> Comparison:
+    chosen = with_controls(_arms(arms), controls=controls)
+    numbers = _seeds(seeds)
+    _check_level(level)
+    plan = plan_comparison(subject, chosen, numbers, threads, _flatness(flatness))
     folder = None if out is None else Path(out)
     if not quiet:
-        _warn_if_hopeless(plan)
+        _warn_if_hopeless(len(numbers), sum(not arm.is_control for arm in chosen) - 1, level)
     with (
         _choice(executor).open() as opened,
         Store(None) if folder is None else Store.open(folder / STORE_NAME) as store,
         LiveProgress(terminal(stderr=True), shown=not quiet) as progress,
     ):
-        (cell,) = run_plan(plan.rounds(), store, opened, work, progress, level=plan.level, retry_failed=retry_failed)
+        (cell,) = run_plan(plan, store, opened, work, progress, level=level, retry_failed=retry_failed)
     comparison = cell.comparison
     assert comparison is not None  # every trial has a record
     # The page first, because the table's output may be closed early, as by `| head`.
@@ -516,13 +463,12 @@ def _flatness(given: bool | FlatnessSettings) -> FlatnessSettings | None:
     return (FlatnessSettings() if given else None) if isinstance(given, bool) else given
 
 
-def _warn_if_hopeless(plan: _ComparisonPlan) -> None:
+def _warn_if_hopeless(seeds: int, comparisons: int, level: float) -> None:
     """Warn if no difference, however clear, can reach a verdict: no sign-flip p value is below 2/2ⁿ."""
-    seeds, comparisons = len(plan.seeds), sum(not arm.is_control for arm in plan.arms) - 1
-    needed = math.ceil(math.log2(2 * comparisons / plan.level)) if comparisons else 0
+    needed = math.ceil(math.log2(2 * comparisons / level)) if comparisons else 0
     if seeds < needed:
         terminal(stderr=True).print(
-            f"Note: with {plural(seeds, 'seed')} no verdict can be reached at level {plan.level:g} over "
+            f"Note: with {plural(seeds, 'seed')} no verdict can be reached at level {level:g} over "
             f"{plural(comparisons, 'comparison')} with vanilla; {needed} seeds can.",
             highlight=False,
         )

@@ -70,6 +70,14 @@ def test_flatness_is_measured_and_shown(tmp_path):
     assert (flatness["settings"]["max_batches"], flatness["settings"]["max_iter"]) == (1, 3)
 
 
+def test_compare_in_worker_processes(tmp_path):
+    arguments = (*SMALL, "--seeds", "1", "--quiet", "--out")
+    result = call(*arguments, str(tmp_path / "there"), "--executor", "processes", "--workers", "2")
+    assert result.exit_code == 0, result.output
+    assert call(*arguments, str(tmp_path / "here")).exit_code == 0
+    assert metrics(tmp_path / "there") == metrics(tmp_path / "here")
+
+
 def test_tasks_are_listed():
     result = call("tasks")
     assert result.exit_code == 0
@@ -306,6 +314,7 @@ def file_rows(store):
         (("compare", "digits-mlp", "--data-dir", "data"), ("no file is read",)),
         (("compare", "digits-mlp", "--batch-size", "9" * 25), ("batch_size",)),
         (("compare", "digits-mlp", "--arms", "gaussian_peak", "--epochs", "1"), ("at least two",)),
+        (("compare", "digits-mlp", "--workers", "2"), ("'local' has no option workers",)),
         (("compare", "digits-mlp", "--max-batches", "2"), ("--max-batches", "give --flatness too")),
         (("compare", "digits-mlp", "--max-iter", "9"), ("--max-iter", "give --flatness too")),
         (("compare", "digits-mlp", "--flatness", "--max-iter", "2"), ("--max-iter", "greater than or equal to 3")),

@@ -19,7 +19,9 @@ def call(*arguments):
 def quick(monkeypatch):
     """One step a turn: what is measured does not matter here."""
     measure = bench.measure
-    monkeypatch.setattr("flatwise.cli.bench.measure", lambda *args, **options: measure(*args, **options, slice_ms=0.01))
+    monkeypatch.setattr(
+        "flatwise.cli.commands.measure", lambda *args, **options: measure(*args, **options, slice_ms=0.01)
+    )
 
 
 def test_it_prints_a_table_and_writes_the_file(tmp_path, quick):

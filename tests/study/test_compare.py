@@ -7,6 +7,7 @@ import math
 import pathlib
 import platform
 import sqlite3
+import sys
 import threading
 from datetime import datetime, timezone
 
@@ -19,7 +20,9 @@ from flatwise.distributions import Constant
 from flatwise.studies import CompareError, compare_task
 from flatwise.study.arms import ArmError, parse_arm, split_arms, with_controls
 from flatwise.study.comparison import known_direction
+from flatwise.study.executors import ExecutorError
 from flatwise.study.identify import NotIdentifiableError
+from flatwise.study.spec import StudyError
 from flatwise.study.store import Store, StoreError
 from flatwise.study.task import Settings, Task
 from flatwise.study.trial import Trial, TrialError
@@ -1050,3 +1053,37 @@ def test_a_failed_trial_keeps_its_traceback(tmp_path):
     assert "raise RuntimeError(error)" in (tmp_path / "report.html").read_text()
     with Store(tmp_path / "trials.sqlite", read_only=True) as store:
         assert store.get(record.key).traceback == record.traceback
+
+
+# Other executors.
+
+
+def test_a_function_of_a_module_is_compared_in_worker_processes(tmp_path):
+    two = flatwise.ExecutorChoice("processes", workers=2)
+    there = run(quadratic, seeds=2, executor=two, out=tmp_path)
+    assert curves(there) == curves(run(quadratic, seeds=2))
+    assert curves(run(quadratic, seeds=2, out=tmp_path)) == curves(there)  # nothing is run again
+
+
+def test_a_function_that_cannot_be_sent_is_refused():
+    with pytest.raises(ExecutorError, match="must be a function of a module and plain data, to be sent to workers"):
+        run(lambda trial: None, executor="processes")
+    with pytest.raises(StudyError, match="there is no executor 'threads'"):
+        run(executor="threads")
+
+
+def test_a_function_that_is_another_in_a_worker_is_refused(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "EPOCHS", 4)  # the worker imports what the file says
+    with pytest.raises(StudyError, match="is another in a worker than in this program"):
+        run(quadratic, seeds=1, executor="processes")
+
+
+def test_a_record_is_written_once_and_not_read_back(tmp_path, monkeypatch):
+    read, written = [], []
+    get, put = Store.get, Store.put
+    monkeypatch.setattr(Store, "get", lambda store, key: read.append(key) or get(store, key))
+    monkeypatch.setattr(Store, "put", lambda store, record: written.append(record.key) or put(store, record))
+    run(seeds=2, out=tmp_path)
+    assert (len(read), len(set(written)), len(written)) == (0, 4, 4)
+    run(seeds=3, out=tmp_path)
+    assert (len(read), len(set(read)), len(written)) == (4, 4, 6)

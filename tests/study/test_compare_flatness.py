@@ -14,7 +14,9 @@ from flatwise.flatness import gradient_norm, measuring
 from flatwise.studies import CompareError, compare_task
 from flatwise.study.arms import Arm
 from flatwise.study.flatness import FlatnessSettings, measure_flatness
+from flatwise.study.spec import StudyError
 from flatwise.study.store import SCHEMA, Record, Store
+from flatwise.study.study_file import parse_study
 from flatwise.study.trial import Trial, TrialError
 
 TINY = FlatnessSettings(max_batches=2, max_iter=12, eigenvalues=2, radii=(0.1, 0.3), directions=2)
@@ -233,7 +235,7 @@ def test_a_model_that_is_not_finite_is_missing_with_the_reason(tmp_path, capsys)
     (record,) = [r for r in comparison.records if r.flatness.missing]
     assert (record.arm, record.seed, record.status) == ("lr_dropout", 1, "finished")
     assert sorted(record.flatness.missing) == KEYS
-    assert all("loss of batch 0 is nan" in reason for reason in record.flatness.missing.values())
+    assert all("batch 0: the loss is nan" in reason for reason in record.flatness.missing.values())
     assert "lr_dropout, seed 1: gradient_norm" in " ".join(capsys.readouterr().err.split())
     for measure in comparison.flatness.measures:
         of = {of.arm: of for of in measure.arms}["lr_dropout"]
@@ -241,7 +243,7 @@ def test_a_model_that_is_not_finite_is_missing_with_the_reason(tmp_path, capsys)
         assert math.isnan(of.values[1])
     ((arm, seed, reason),) = comparison.flatness.missing
     assert (arm, seed) == ("lr_dropout", 1)
-    assert "loss of batch 0 is nan" in reason
+    assert "batch 0: the loss is nan" in reason
     assert comparison.flatness.complete == ("vanilla", "lr_dropout (control)")
 
     assert run(broken, out=tmp_path).records == comparison.records
@@ -345,3 +347,54 @@ def test_flatness_must_be_settings_or_a_flag():
 
 def test_records_without_measures_equal_those_of_before():
     assert Record("k", "t", "a", 0, "finished", ()).flatness is None
+
+
+# In a study.
+
+
+STUDY = """
+task = "digits-mlp"
+settings.epochs = 1
+[tuning]
+baseline.learning_rate = [0.1, 0.2]
+[[arms]]
+method = "vanilla"
+[[arms]]
+method = "leap"
+[final]
+seeds = 2
+flatness = { max_batches = 1, max_iter = 3 }
+"""
+
+
+def test_a_study_measures_its_final_runs_and_shows_them(tmp_path, capsys):
+    """Trials of before are trained again where they are not measured, and those of the tuning are not."""
+    (tmp_path / "s.toml").write_text(STUDY.replace("flatness =", "# flatness ="))
+    (plain,) = flatwise.run_study(tmp_path / "s.toml", out=tmp_path, quiet=True).cells
+    (tmp_path / "s.toml").write_text(STUDY)
+    (cell,) = flatwise.run_study(tmp_path / "s.toml", out=tmp_path).cells
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Note: 4 of the finished trials have no flatness measures" in said
+    assert {record.flatness.settings["max_iter"] for record in cell.comparison.records} == {3}
+    assert [arm.vs_vanilla for arm in cell.comparison.arms] == [arm.vs_vanilla for arm in plain.comparison.arms]
+    assert {of.arm for of in cell.comparison.flatness.measures[0].arms} == {"vanilla", "leap"}
+    assert "<h2>Flatness" in (tmp_path / "cells" / "digits-mlp.html").read_text(encoding="utf-8")
+    with Store(tmp_path / "trials.sqlite", read_only=True) as store:
+        records = list(store.records())
+    assert sum(record.flatness is None for record in records) == 2  # the tuning's
+    assert len(records) == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("flatness = 3", "final.flatness = 3: expected true, false, or a table"),
+        ("flatness = { max_iter = 1 }", "flatness: max_iter must be a whole number, 3 or more; got 1"),
+        ("flatness.max_bathces = 1", "there is no field max_bathces: did you mean 'max_batches'"),
+    ],
+)
+def test_bad_flatness_in_a_study_file(line, message):
+    text = STUDY[: STUDY.index("flatness =")] + line
+    with pytest.raises(StudyError, match=message):
+        parse_study(text, name="s", source="s.toml")
+    assert parse_study(STUDY.replace("{ max_batches = 1, max_iter = 3 }", "true"), name="s", source="s.toml")

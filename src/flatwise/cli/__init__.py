@@ -8,7 +8,7 @@ try:
     import rich  # noqa: F401
     import typer  # noqa: F401
 
-    from flatwise.cli import bench, compare, study  # noqa: F401  each adds its commands to the program
+    from flatwise.cli import commands  # noqa: F401  adds the commands to the program
     from flatwise.cli.program import app, main
 except ModuleNotFoundError as _missing:  # the library alone was installed
     if (_missing.name or "").startswith("flatwise"):

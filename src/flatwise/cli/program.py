@@ -7,10 +7,13 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, NoReturn
 
 import typer
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.report.terminal import PLAIN
 from flatwise.version import __version__
 
@@ -45,6 +48,19 @@ def fail(message: str, status: int = BAD_INPUT) -> NoReturn:
     """Ends the program with one line about what is wrong."""
     _print_error(message)
     raise typer.Exit(status)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """End the program with one line for an error that the user can correct."""
+    try:
+        yield
+    except FlatwiseError as error:
+        fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"{error.filename or 'a file'}: {error.strerror or error}. Finished trials are kept")
 
 
 def _print_error(message: str) -> None:

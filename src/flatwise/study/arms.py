@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from flatwise import methods
+from flatwise.exceptions import FlatwiseError
 from flatwise.perturbation import Perturbation
 from flatwise.stats import Better, Judgement, Verdict, judge
 from flatwise.study.hints import did_you_mean
 from flatwise.study.spec import VANILLA as VANILLA
 
 
-class ArmError(ValueError):
+class ArmError(FlatwiseError, ValueError):
     """The arm does not exist or cannot be built. The message is one line."""
 
 

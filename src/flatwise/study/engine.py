@@ -7,18 +7,72 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 from flatwise.study.analysis import judged_comparison
-from flatwise.study.executors import Executor, Lost
+from flatwise.study.executors import Executor, LocalExecutor, Lost, ProcessExecutor, visible_cores
 from flatwise.study.flatness import is_measured
 from flatwise.study.plan import TrialRounds, TunedCell, plan_study
+from flatwise.study.ray_executor import RayExecutor
 from flatwise.study.registry import get_task
 from flatwise.study.results import CellResult, result_of
-from flatwise.study.spec import StudySpec
+from flatwise.study.spec import StudyError, StudySpec
 from flatwise.study.store import Record, Store
 from flatwise.study.subjects import TrialSpec, describe, look_at_code_again
 from flatwise.study.work import Callback, Round, Work, lost_trial
+
+ExecutorName = Literal["local", "processes", "ray"]
+
+
+_OPTIONS = {
+    "local": (),
+    "processes": ("workers",),
+    "ray": ("address", "cpus_per_trial", "gpus_per_trial", "retries"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorChoice:
+    """Where trials run, and how many at once.
+
+    Attributes:
+        name: ``"local"``: in this process, one after the other; ``"processes"``: in worker processes of this machine;
+            ``"ray"``: on a Ray cluster.
+        workers: of ``"processes"``: how many; default: one per core.
+        address: of ``"ray"``: the cluster's, ``"host:port"`` or ``"auto"``; default: a Ray of its own on this machine.
+        cpus_per_trial, gpus_per_trial: of ``"ray"``: what a trial takes of a node; 0.25 lets four share a GPU.
+        retries: of ``"ray"``: how often a trial is run again whose node was lost.
+    """
+
+    name: ExecutorName = "local"
+    workers: int | None = None
+    address: str | None = None
+    cpus_per_trial: float | None = None
+    gpus_per_trial: float | None = None
+    retries: int | None = None
+
+    def open(self) -> Executor:
+        """The executor, to be used in a ``with`` block.
+
+        Raises:
+            StudyError: an option that this executor does not have.
+            ExecutorError: a number that makes no sense.
+        """
+        if self.name not in _OPTIONS:
+            raise StudyError(f"there is no executor {self.name!r}: there are {', '.join(_OPTIONS)}")
+        options = _OPTIONS[self.name]
+        given = {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+        given = {option: value for option, value in given.items() if value is not None}
+        for option in given:
+            if option not in options:
+                has = ", ".join(options) or "none"
+                raise StudyError(f"the executor '{self.name}' has no option {option}: it has {has}")
+        if self.name == "local":
+            return LocalExecutor()
+        if self.name == "processes":
+            return ProcessExecutor(visible_cores() if self.workers is None else self.workers)
+        return RayExecutor(**given)
 
 
 def drive(

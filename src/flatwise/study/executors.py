@@ -19,11 +19,13 @@ from typing import Any, Protocol, TypeVar
 import torch
 from typing_extensions import Self
 
+from flatwise.exceptions import FlatwiseError
+
 J = TypeVar("J")
 R = TypeVar("R")
 
 
-class ExecutorError(RuntimeError):
+class ExecutorError(FlatwiseError, RuntimeError):
     """The executor cannot run what it is given. The message is one line."""
 
 

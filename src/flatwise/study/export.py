@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.study.store import Record, Store
 
 Format = Literal["csv", "parquet"]
@@ -18,7 +19,7 @@ Row = Mapping[str, Any]
 _ROWS_AT_ONCE = 1000
 
 
-class ExportError(RuntimeError):
+class ExportError(FlatwiseError, RuntimeError):
     """The tables cannot be written as asked. The message is one line."""
 
 

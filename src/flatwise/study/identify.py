@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
+from flatwise.exceptions import FlatwiseError
+
 _EXACT = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _NAMED = (torch.device, torch.dtype, torch.layout, torch.memory_format)
 _NO_VALUE = object()
@@ -49,7 +51,7 @@ _WRAPPERS: dict[type, tuple[str, ...]] = {
 }
 
 
-class NotIdentifiableError(ValueError):
+class NotIdentifiableError(FlatwiseError, ValueError):
     """The training function depends on a value that cannot be identified. The message is one line."""
 
 

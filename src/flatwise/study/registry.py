@@ -28,6 +28,7 @@ from typing import Any, Protocol
 from markupsafe import Markup
 from rich.console import RenderableType
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.study.comparison import Comparison
 from flatwise.study.hints import did_you_mean
 from flatwise.study.spec import StudySpec
@@ -38,15 +39,15 @@ from flatwise.study.tasks.classification import DIGITS_MLP
 GROUP = "flatwise.plugins"
 
 
-class UnknownTaskError(LookupError):
+class UnknownTaskError(FlatwiseError, LookupError):
     """There is no task of that name, or it cannot be imported. The message is one line."""
 
 
-class UnknownStudyError(LookupError):
+class UnknownStudyError(FlatwiseError, LookupError):
     """No packaged study has that name. The message is one line."""
 
 
-class PluginError(Exception):
+class PluginError(FlatwiseError):
     """A package that extends flatwise cannot be loaded, or clashes with another. The message is one line."""
 
 

@@ -20,11 +20,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.hints import did_you_mean
 
 
-class StudyError(ValueError):
+class StudyError(FlatwiseError, ValueError):
     """A study that cannot be run as it is written. The message is one line."""
 
 

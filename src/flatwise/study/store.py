@@ -14,6 +14,8 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from flatwise.exceptions import FlatwiseError
+
 Status = Literal["finished", "failed"]
 # What flatwise adds to the metrics of an epoch.
 OWN_COLUMNS = ("scheduled_lr", "effective_lr", "seconds")
@@ -155,7 +157,7 @@ _TABLES = (
 )
 
 
-class StoreError(Exception):
+class StoreError(FlatwiseError):
     """The store cannot be used. The message is one line; the file was not changed."""
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
+from flatwise.exceptions import FlatwiseError
 from flatwise.stats import Better
 from flatwise.study.comparison import direction_of
 
@@ -48,7 +49,7 @@ USUAL_MOMENTUM: dict[str, float | None] = {
 }
 
 
-class SettingsError(ValueError):
+class SettingsError(FlatwiseError, ValueError):
     """A task was given a setting that does not exist or a value that it cannot have. The message is one line."""
 
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LRScheduler, M
 from flatwise._attach import Handle, SharedNoiseWarning, perturb
 from flatwise._attach.support import check_supported
 from flatwise.distributions import Constant
+from flatwise.exceptions import FlatwiseError
 from flatwise.flatness.objective import Loss
 from flatwise.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 from flatwise.perturbation import Perturbation
@@ -28,7 +29,7 @@ Interval = Literal["step", "epoch"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
-class TrialError(RuntimeError):
+class TrialError(FlatwiseError, RuntimeError):
     """The training function uses its trial wrongly. The message is one line."""
 
 

@@ -169,6 +169,7 @@ def seeds_to_settle(claim: Claim, vanilla: float, judgement: Judgement) -> tuple
     if (judgement.mean < 0) == (claim.gain > 0) and judgement.seeds_range is not None:
         ranges.append(judgement.seeds_range)
     if (judgement.mean > expected) == (claim.gain > 0):  # ours is the smaller effect: more seeds would tell it apart
+        # Rule 2 goes by the 95 % interval, whatever the level of the study's tests.
         ranges.append(seeds_range([difference - expected for difference in judgement.differences], level=0.05))
     if not ranges:
         return None

@@ -7,12 +7,15 @@ products and sums wrap alike, and a logical shift is an arithmetic one whose hig
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from flatwise._noise.keys import SEGMENT, SEGMENT_BITS
 
-def _signed(bits: int) -> int:
+
+def signed(bits: int) -> int:
     """The int32 that has these 32 bits."""
     return bits - (1 << 32) if bits >= 1 << 31 else bits
 
@@ -28,7 +31,7 @@ def _xorshift_(x: Tensor, shift: int) -> Tensor:
 
 
 def words(index: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor:
-    """The random words of some elements of one unit.
+    """The random words of some elements of one parameter.
 
     ``x = index · 9E3779B9 + k0;  x ^= x >> 17;  x *= ED5AD4BB;  x ^= x >> 11;  x = x · AC4C1B51 + k1;``
     ``x ^= x >> 15;  x *= 31848BAB;  w = x ^ (x >> 14)``, all modulo 2**32.
@@ -40,11 +43,11 @@ def words(index: Tensor, key: tuple[int, int] | tuple[Tensor, Tensor]) -> Tensor
     Returns:
         int32, same shape: the bits of the uint32 words.
     """
-    k0, k1 = (k if isinstance(k, Tensor) else _signed(k) for k in key)
-    x = (index * _signed(0x9E3779B9)).add_(k0)
-    _xorshift_(x, 17).mul_(_signed(0xED5AD4BB))
-    _xorshift_(x, 11).mul_(_signed(0xAC4C1B51)).add_(k1)
-    _xorshift_(x, 15).mul_(_signed(0x31848BAB))
+    k0, k1 = (k if isinstance(k, Tensor) else signed(k) for k in key)
+    x = (index * signed(0x9E3779B9)).add_(k0)
+    _xorshift_(x, 17).mul_(signed(0xED5AD4BB))
+    _xorshift_(x, 11).mul_(signed(0xAC4C1B51)).add_(k1)
+    _xorshift_(x, 15).mul_(signed(0x31848BAB))
     return _xorshift_(x, 14)
 
 
@@ -57,7 +60,7 @@ def below(w: Tensor, threshold: int) -> Tensor:
     """``w < threshold`` for the unsigned words, 0 ≤ threshold ≤ 2**32; bool."""
     if threshold == 1 << 32:
         return torch.ones_like(w, dtype=torch.bool)
-    return w.bitwise_xor(_signed(1 << 31)) < _signed(threshold ^ (1 << 31))
+    return w.bitwise_xor(signed(1 << 31)) < signed(threshold ^ (1 << 31))
 
 
 def rescale(w: Tensor, start: int, stop: int) -> Tensor:
@@ -113,3 +116,54 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     for coefficient in reversed(rest):
         value.copy_(rounded.copy_(value.mul_(x).add_(coefficient)))
     return value
+
+
+SegmentKey = Callable[[int], tuple[int, int]]
+
+# Long enough to hide the cost of launching an operation, short enough that the chunk's buffers stay in cache.
+CHUNK = 1 << 17
+
+
+def runs(start: int, count: int) -> Iterator[tuple[int, int]]:
+    """Cuts ``count`` elements from logical index ``start`` on into (offset, length) runs within one segment each."""
+    offset = 0
+    while offset < count:
+        room = SEGMENT - (start + offset) % SEGMENT
+        length = min(CHUNK, room, count - offset)
+        yield offset, length
+        offset += length
+
+
+def words_run(key: SegmentKey, start: int, count: int, device: torch.device) -> Tensor:
+    """The words of the elements ``start … start + count − 1``, all of one segment; int32, shape (count,)."""
+    first = start % SEGMENT
+    index = torch.arange(first, first + count, dtype=torch.int32, device=device)
+    return words(index, key(start >> SEGMENT_BITS))
+
+
+def words_at(key: SegmentKey, index: Tensor, size: int, device: torch.device) -> Tensor:
+    """The words of some logical elements of a tensor.
+
+    Args:
+        key: the keys of each segment.
+        index: int64, any shape, on the CPU: which elements.
+        size: a bound above all indices; where one segment holds so many, the indices need not be read.
+        device: where the words are wanted.
+
+    Returns:
+        int32, the shape of ``index``.
+    """
+    low = (index & (SEGMENT - 1)).to(device=device, dtype=torch.int32)
+    if index.numel() == 0:
+        return low
+    first = last = 0
+    if size > SEGMENT:
+        first, last = (int(bound) >> SEGMENT_BITS for bound in torch.aminmax(index))
+    if first == last:
+        return words(low, key(first))
+    result = torch.empty_like(low)
+    segments = (index >> SEGMENT_BITS).to(device)
+    for segment in range(first, last + 1):
+        inside = segments == segment
+        result[inside] = words(low[inside], key(segment))
+    return result

@@ -1,6 +1,6 @@
 """GPU kernels in Triton: keys, words and factors as device functions, and the blend of the generic path in one launch.
 
-Floating-point operations must round one by one, as in the reference: launch every kernel of flatwise with ``EXACT``, so
+Floating-point operations must round one by one, as in the reference: launch every kernel with ``EXACT``, so
 that the compiler fuses no product with a sum, and the fused operations are those written ``tl.fma``. Integers are meant
 to wrap around; ``EXACT`` keeps Triton's debug mode from calling that an error.
 
@@ -14,14 +14,18 @@ import os
 import triton
 import triton.language as tl
 
-from flatwise.noise import reference
+from flatwise._kernels import forms
+from flatwise._noise import reference
 
 # Keyword arguments of every launch.
 EXACT = {"enable_fp_fusion": False, "sanitize_overflow": False}
 
-# Kinds of factor; "one" is a fused update without a perturbation.
-KINDS = {"normal": 0, "bernoulli": 1, "uniform": 2, "one": 3}
-NORMAL, BERNOULLI, UNIFORM, ONE = (tl.constexpr(KINDS[kind]) for kind in ("normal", "bernoulli", "uniform", "one"))
+# Numbers of ``forms`` that kernels know.
+BERNOULLI, UNIFORM = tl.constexpr(forms.BERNOULLI), tl.constexpr(forms.UNIFORM)
+PARAMETER, GRADIENT, STATE = tl.constexpr(forms.PARAMETER), tl.constexpr(forms.GRADIENT), tl.constexpr(forms.STATE)
+STEP, FIRST, ID, FRESH = (tl.constexpr(column) for column in (forms.STEP, forms.FIRST, forms.ID, forms.FRESH))
+ROW, OFFSET, LENGTH = tl.constexpr(forms.ROW), tl.constexpr(forms.OFFSET), tl.constexpr(forms.LENGTH)
+ROW_COLUMNS, CHUNK_COLUMNS = tl.constexpr(forms.ROW_COLUMNS), tl.constexpr(forms.CHUNK_COLUMNS)
 
 # Elements of one inner step: 8 for each thread of 4 warps, that is one or two 16-byte loads.
 BLOCK = 1024
@@ -36,12 +40,17 @@ _G0, _G1, _G2, _G3, _G4, _G5, _G6, _G7 = (tl.constexpr(c) for c in reference.GAU
 
 
 @triton.jit
-def key(seed, tick, stream, unit, segment):
-    """(k0, k1), uint32, by Philox4x32-10, as ``keys.derive_keys``; all arguments int64 scalars (64 bits each)."""
-    c0, c1 = unit.to(tl.uint32), (unit >> 32).to(tl.uint32)
-    c2 = tick.to(tl.uint32)
-    c3 = (segment | (stream << 16) | ((tick >> 32) << 24)).to(tl.uint32)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+def key(seed0, seed1, counter0, counter1, stream, name, segment):
+    """(k0, k1), uint32, by Philox4x32-10, as ``keys.derive_keys``.
+
+    Args:
+        seed0, seed1, counter0, counter1: the low and the high half of seed and counter, as int32.
+        stream, name, segment: name is the parameter id; int64 scalars.
+    """
+    c0, c1 = name.to(tl.uint32), (name >> 32).to(tl.uint32)
+    c2 = counter0.to(tl.uint32)
+    c3 = (segment | (stream << 16) | (counter1 << 24)).to(tl.uint32)
+    k0, k1 = seed0.to(tl.uint32), seed1.to(tl.uint32)
     a = tl.full((), 0xD2511F53, tl.uint32)
     b = tl.full((), 0xCD9E8D57, tl.uint32)
     for _ in tl.static_range(10):
@@ -103,38 +112,35 @@ def uniform(w):
 @triton.jit
 def factor(w, numbers, KIND: tl.constexpr):
     """Factors from words; float32. ``numbers`` points to the three float64 parameters of a ``KernelForm``."""
-    if KIND == NORMAL:
-        loc, scale = tl.load(numbers).to(tl.float32), tl.load(numbers + 1).to(tl.float32)
-        minimum = tl.load(numbers + 2).to(tl.float32)
-        return tl.maximum(normal(w) * scale + loc, minimum)
-    elif KIND == BERNOULLI:
+    if KIND == BERNOULLI:
         return tl.where(below(w, tl.load(numbers).to(tl.int64)), 1.0, 0.0)
     elif KIND == UNIFORM:
         return (uniform(w) * tl.load(numbers + 1) + tl.load(numbers)).to(tl.float32)
     else:
-        return tl.full(w.shape, 1.0, tl.float32)
+        loc, scale = tl.load(numbers).to(tl.float32), tl.load(numbers + 1).to(tl.float32)
+        minimum = tl.load(numbers + 2).to(tl.float32)
+        return tl.maximum(normal(w) * scale + loc, minimum)
 
 
 @triton.jit
-def chunk_of(tensors, chunks, COLUMNS: tl.constexpr):
-    """The program's chunk: its tensor's row in the table of tensors, offset in the tensor, length (int32)."""
-    entry = chunks + tl.program_id(0) * 3
-    row = tensors + tl.load(entry) * (COLUMNS + 2)
-    return row, tl.load(entry + 1), tl.load(entry + 2).to(tl.int32)
+def chunk_of(rows, chunks):
+    """The program's chunk: its tensor's row, offset in the tensor, length (int32)."""
+    chunk = chunks + tl.program_id(0) * CHUNK_COLUMNS
+    row = rows + tl.load(chunk + ROW) * ROW_COLUMNS
+    return row, tl.load(chunk + OFFSET), tl.load(chunk + LENGTH).to(tl.int32)
 
 
 @triton.jit
-def key_of(row, offset, clock, stream, COLUMNS: tl.constexpr):
-    """(k0, k1) of a chunk, and the uint32 index of its first element in the segment; ``clock``: seed and tick."""
-    first = tl.load(row + COLUMNS) + offset
-    unit = tl.load(row + COLUMNS + 1)
-    k0, k1 = key(tl.load(clock), tl.load(clock + 1), stream, unit, first >> 28)
+def key_of(row, offset, seed0, seed1, counter0, counter1, stream):
+    """(k0, k1) of a chunk, and the uint32 index of its first element in the segment."""
+    first = tl.load(row + FIRST) + offset
+    k0, k1 = key(seed0, seed1, counter0, counter1, stream, tl.load(row + ID), first >> 28)
     return k0, k1, (first & 0xFFFFFFF).to(tl.uint32)
 
 
 @triton.jit
 def column(row, COLUMN: tl.constexpr, offset, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    """Pointer to a chunk's first element in one of the table's columns."""
+    """Pointer to a chunk's first element in one of the row's tensors."""
     pointer = tl.load(row + COLUMN).to(tl.pointer_type(DTYPE)) + offset
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
@@ -202,23 +208,26 @@ def _blend_block(
         store(new, at, length, blend(before, after, f, DTYPE), MASKED)
 
 
-@triton.jit(do_not_specialize=["stream"])
+@triton.jit(do_not_specialize=["seed0", "seed1", "counter0", "counter1", "stream"])
 def blend_kernel(
-    tensors,
+    rows,
     chunks,
     numbers,
-    clock,
+    seed0,
+    seed1,
+    counter0,
+    counter1,
     stream,
-    DTYPE: tl.constexpr,
     KIND: tl.constexpr,
+    DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One chunk of one tensor: its columns are the new values, scaled in place, and the old ones."""
-    row, offset, length = chunk_of(tensors, chunks, 2)
-    new = column(row, 0, offset, DTYPE, ALIGNED)
-    old = column(row, 1, offset, DTYPE, ALIGNED)
-    k0, k1, x = key_of(row, offset, clock, stream, 2)
+    row, offset, length = chunk_of(rows, chunks)
+    new = column(row, PARAMETER, offset, DTYPE, ALIGNED)
+    old = column(row, GRADIENT, offset, DTYPE, ALIGNED)
+    k0, k1, x = key_of(row, offset, seed0, seed1, counter0, counter1, stream)
     at = tl.arange(0, BLOCK)
     whole = length // BLOCK * BLOCK
     # Whole blocks without a mask, which would keep the compiler from loading 16 bytes at once.

@@ -432,7 +432,7 @@ def test_bad_directions(directions, message):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_at_the_models_own_weights_is_an_error(value):
-    with pytest.raises(FlatnessError, match=rf"the loss of batch 1 is {value} at the model's own weights"):
+    with pytest.raises(FlatnessError, match=rf"batch 1: the loss is {value} at the model's own weights"):
         flatness.weight_path(Quadratic(), LOSS, [(ONE,), (ONE * value,)], GOOD)
 
 
