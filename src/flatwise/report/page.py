@@ -17,8 +17,8 @@ from flatwise.report import figures
 from flatwise.report.comparison import (
     arm_styles,
     headline,
+    method_lines,
     metric_label,
-    named_lines,
     tables,
     warnings,
 )
@@ -129,7 +129,7 @@ def _comparison_content(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison,
         "headline": headline(comparison),
         "warnings": warnings(comparison),
-        "lines": named_lines(comparison),
+        "lines": method_lines(comparison),
         "tables": tables(comparison),
         "metric": metric_label(comparison),
         "legend": arm_styles(comparison),
