@@ -27,8 +27,8 @@ from flatwise.report.comparison import (
     decimals,
     difference_unit,
     headline,
+    method_lines,
     metric_label,
-    summary_lines,
     warnings,
 )
 from flatwise.report.page import render_page, write_page
@@ -65,6 +65,10 @@ def printed(table: object, width: int) -> str:
 def texts(table: Table) -> list[str]:
     """Every line of every cell."""
     return [line.text for row in table.rows for each in row.cells for line in each]
+
+
+def summary_lines(comparison: Comparison) -> list[str]:
+    return [f"{name}{line}" for name, line in method_lines(comparison)]
 
 
 def row_of(text: str, name: str) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from test_report import Elements, printed, texts
 
 import study_samples as samples
-from flatwise.report.comparison import final
+from flatwise.report.comparison import final_value
 from flatwise.report.figures import forest_plots
 from flatwise.report.page import cell_slugs, render_cell, render_overview, write_study_report
 from flatwise.report.progress import LiveProgress
@@ -423,7 +423,7 @@ def test_overview_of_an_interrupted_cell_says_so(results):
 def test_cell_page_is_the_comparison_and_its_tuning(study, results, cell):
     text = Elements(cell).text
     for arm in results[0].comparison.arms:
-        assert final(results[0].comparison, arm) in text
+        assert final_value(results[0].comparison, arm) in text
         assert arm.description in text
     for part in (
         "How the settings were chosen",

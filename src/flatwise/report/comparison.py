@@ -83,6 +83,12 @@ def arm_styles(comparison: Comparison) -> dict[str, ArmStyle]:
 # Tables
 
 
+def tables(comparison: Comparison) -> list[Table]:
+    """Every arm against vanilla and, if any has one, against its control."""
+    has_controls = any(arm.control is not None for arm in comparison.arms)
+    return [comparison_table(comparison), *([control_table(comparison)] if has_controls else [])]
+
+
 def comparison_table(comparison: Comparison) -> Table:
     """The table "Does it help?": every arm against vanilla.
 
@@ -91,7 +97,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """
 
     def cells(arm: ArmSummary) -> Iterable[Cell]:
-        yield cell(final(comparison, arm), (f"best {number(arm.best_mean, decimals(comparison))}", "dim"))
+        yield cell(final_value(comparison, arm), (f"best {number(arm.best_mean, decimals(comparison))}", "dim"))
         yield from judged_cells(comparison, arm)
         time = f"{arm.time_ratio:.2f}×" if math.isfinite(arm.time_ratio) else NOTHING
         yield cell(time, (f"{arm.n} of {arm.n + arm.failed}", "alert") if arm.failed else (str(arm.n), "dim"))
@@ -121,11 +127,6 @@ def control_table(comparison: Comparison) -> Table:
     )
 
 
-def has_controls(comparison: Comparison) -> bool:
-    """Whether there is something to show in :func:`control_table`."""
-    return any(arm.control is not None for arm in comparison.arms)
-
-
 def arm_rows(
     comparison: Comparison,
     arms: Iterable[ArmSummary],
@@ -145,7 +146,7 @@ def arm_rows(
 _KIND_LOOKS = {"vanilla": "", "method": "strong", "control": "dim"}
 
 
-def final(comparison: Comparison, arm: ArmSummary) -> str:
+def final_value(comparison: Comparison, arm: ArmSummary) -> str:
     """Mean ± standard deviation of the judged metric after the final epoch."""
     return mean_and_sd(arm.mean, arm.sd, decimals(comparison))
 
@@ -321,18 +322,12 @@ def warnings(comparison: Comparison) -> list[str]:
     return lines
 
 
-def summary_lines(comparison: Comparison) -> list[str]:
-    """One line of plain language per method (not per control), in the comparison's order; it starts with its name."""
+def method_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """For every method (not for controls) its name, and how a line of plain language goes on after it."""
     return [
-        " ".join(filter(None, (_against_vanilla(comparison, arm), _against_control(comparison, arm))))
+        (arm.name, " ".join(filter(None, (_against_vanilla(comparison, arm), _against_control(comparison, arm)))))
         for arm in methods(comparison)
     ]
-
-
-def named_lines(comparison: Comparison) -> list[tuple[str, str]]:
-    """The summary lines of a comparison, each with its method's name apart."""
-    pairs = zip(methods(comparison), summary_lines(comparison), strict=True)
-    return [(arm.name, line.removeprefix(arm.name)) for arm, line in pairs]
 
 
 def methods(comparison: Comparison) -> list[ArmSummary]:
@@ -361,27 +356,27 @@ def _control_of(comparison: Comparison, arm: ArmSummary) -> ArmSummary | None:
 def _against_vanilla(comparison: Comparison, arm: ArmSummary) -> str:
     judgement, vanilla = arm.vs_vanilla, comparison.arms[0]
     if judgement is None or judgement.verdict in UNTESTED:
-        return f"{arm.name}: not tested against vanilla, because {_why_untested(arm, vanilla, judgement)}."
+        return f": not tested against vanilla, because {_why_untested(arm, vanilla, judgement)}."
     if judgement.verdict == "does nothing":
-        return f"{arm.name} does nothing: on every seed all metrics of all epochs are {vanilla.name}'s to the bit."
+        return f" does nothing: on every seed all metrics of all epochs are {vanilla.name}'s to the bit."
     places, unit = decimals(comparison), difference_unit(comparison)
     difference = with_unit(number(judgement.mean, places, signed=True), unit)
     bounds = interval(judgement.low, judgement.high, places)  # one pair has none
     asides = [f"95 % interval {bounds}"] if bounds else []
     if judgement.verdict == "inconclusive":
         aside = f" ({asides[0]})" if asides else ""
-        return f"{arm.name}: inconclusive. {difference} against vanilla{aside}; {_settle(judgement)}."
+        return f": inconclusive. {difference} against vanilla{aside}; {_settle(judgement)}."
     if judgement.verdict == "skewed":
         p_values = f"sign-flip p = {p_value(judgement.p)}, adjusted for skewness {p_value(judgement.p_skewness)}"
         return (
-            f"{arm.name}: no verdict, the differences are too skewed. {difference} against vanilla "
+            f": no verdict, the differences are too skewed. {difference} against vanilla "
             f"({', '.join([p_values, *asides])}): with so few seeds and such asymmetric differences the sign-flip test "
             "errs too often. Look at them seed by seed, or decide on more seeds and run those."
         )
     asides.append(f"corrected {p_equals(judgement.p_corrected)}")
     amount = with_unit(number(abs(judgement.mean), places), unit)
     side = "lower" if judgement.mean < 0 else "higher"
-    return f"{arm.name} {judgement.verdict}: {comparison.metric} {amount} {side} than vanilla's ({', '.join(asides)})."
+    return f" {judgement.verdict}: {comparison.metric} {amount} {side} than vanilla's ({', '.join(asides)})."
 
 
 def _settle(judgement: Judgement) -> str:

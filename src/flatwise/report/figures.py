@@ -280,13 +280,13 @@ def _forest(comparisons: Sequence[Comparison]) -> go.Figure:
 
 def arm_beside_arm(comparison: Comparison, flatness: FlatnessSummary) -> dict[str, go.Figure]:
     """The judged metric and then every measure, by its label: a row per arm, a dot per seed, a diamond at the mean."""
-    figures = {metric_label(comparison): _strip(comparison, _final_metric(comparison))}
+    figures = {metric_label(comparison): _strip(comparison, _final_values(comparison))}
     for measure in flatness.measures:
         figures[measure.label] = _strip(comparison, {of.arm: of.values for of in measure.arms})
     return figures
 
 
-def _final_metric(comparison: Comparison) -> dict[str, tuple[float, ...]]:
+def _final_values(comparison: Comparison) -> dict[str, tuple[float, ...]]:
     """The judged metric after the final epoch of each arm by seed; NaN where the trial failed or is not on record."""
     final = {
         (record.arm, record.seed): float(record.epochs[-1][comparison.metric])
@@ -325,7 +325,7 @@ def _strip(comparison: Comparison, values: Mapping[str, Sequence[float]]) -> go.
 
 def against_metric_and_rate(comparison: Comparison, flatness: FlatnessSummary) -> dict[str, go.Figure]:
     """Every measure, by its label, against the judged metric (left) and the mean effective learning rate (right)."""
-    metric = _final_metric(comparison)
+    metric = _final_values(comparison)
     rates = {arm: [rate] * len(comparison.seeds) for arm, rate in flatness.rate.items()}
     sides: dict[str, Mapping[str, Sequence[float]]] = {metric_label(comparison): metric, "mean learning rate": rates}
     return {measure.label: _scatter(comparison, measure, sides) for measure in flatness.measures}

@@ -17,7 +17,7 @@ from flatwise.report.comparison import (
     arm_rows,
     decimals,
     difference_unit,
-    final,
+    final_value,
     methods,
     metric_label,
     verdict_of,
@@ -66,7 +66,7 @@ def against_vanilla(comparison: Comparison, flatness: FlatnessSummary) -> Table:
 
     def cells(arm: ArmSummary) -> Iterable[Cell]:
         verdict = "" if arm.vs_vanilla is None else arm.vs_vanilla.verdict
-        yield cell(final(comparison, arm), (verdict, "dim"))
+        yield cell(final_value(comparison, arm), (verdict, "dim"))
         yield cell(number(flatness.loss[arm.name], places))
         yield from _measure_cells(flatness, arm)
 

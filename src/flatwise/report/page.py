@@ -16,12 +16,10 @@ from plotly.offline import get_plotlyjs
 from flatwise.report import figures
 from flatwise.report.comparison import (
     arm_styles,
-    comparison_table,
-    control_table,
-    has_controls,
     headline,
+    method_lines,
     metric_label,
-    named_lines,
+    tables,
     warnings,
 )
 from flatwise.report.flatness import flatness_content
@@ -131,8 +129,8 @@ def _comparison_content(comparison: Comparison) -> dict[str, Any]:
         "comparison": comparison,
         "headline": headline(comparison),
         "warnings": warnings(comparison),
-        "lines": named_lines(comparison),
-        "tables": [comparison_table(comparison), *([control_table(comparison)] if has_controls(comparison) else [])],
+        "lines": method_lines(comparison),
+        "tables": tables(comparison),
         "metric": metric_label(comparison),
         "legend": arm_styles(comparison),
         "differences": {

@@ -183,8 +183,11 @@ def add_difference(
 
 def write(figure: go.Figure, text: str, height: float, size: int = 12) -> None:
     """Write at the left edge. Names stand above what they name, not beside it: a phone has no width for them."""
-    place = {"x": 0, "xref": "paper", "y": height, "text": text, "font": {"size": size}}
-    figure.add_annotation(place, xanchor="left", yanchor="middle", showarrow=False)
+    _annotate(figure, text, x=0, xref="paper", y=height, xanchor="left", yanchor="middle", font={"size": size})
+
+
+def _annotate(figure: go.Figure, text: str, **place: Any) -> None:
+    figure.add_annotation(text=text, showarrow=False, **place)
 
 
 def lay_out_differences(
@@ -212,16 +215,8 @@ def lay_out_differences(
     # Close to one end of the axis the text at zero would run into that end's: it then stands above it.
     crowded = not low + 0.3 * (high - low) < 0 < high - 0.3 * (high - low)
     left, right = ("← better", "worse →") if comparison.better == "lower" else ("← worse", "better →")
-    for text, x, xref, anchor in ((left, 0, "paper", "left"), (right, 1, "paper", "right"), (zero, 0, "x", "center")):
-        figure.add_annotation(
-            text=text,
-            x=x,
-            xref=xref,
-            xanchor=anchor,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            showarrow=False,
-            yshift=24 if crowded and xref == "x" else 6,
-        )
+    above = {"y": 1, "yref": "paper", "yanchor": "bottom"}
+    _annotate(figure, left, x=0, xref="paper", xanchor="left", yshift=6, **above)
+    _annotate(figure, right, x=1, xref="paper", xanchor="right", yshift=6, **above)
+    _annotate(figure, zero, x=0, xref="x", xanchor="center", yshift=24 if crowded else 6, **above)
     figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "t": 52 if crowded else 34, "b": 44})

@@ -11,17 +11,17 @@ from flatwise.report.comparison import (
     VERBS,
     arm_rows,
     difference_unit,
-    final,
+    final_value,
     gain_is_own,
     headline,
     judged_cells,
     judged_columns,
     methods,
     metric_label,
-    named_lines,
     verdict_of,
     whose_gain,
 )
+from flatwise.report.comparison import method_lines as comparison_lines
 from flatwise.report.figures import forest_plots
 from flatwise.report.table import NOTHING, Cell, Column, Line, Row, Table, cell, listing, plural, row
 from flatwise.report.tuning import (
@@ -40,7 +40,7 @@ from flatwise.study.results import CellResult, CellStatus
 from flatwise.study.spec import StudySpec
 
 
-def judged(results: Iterable[CellResult]) -> list[Comparison]:
+def comparisons_of(results: Iterable[CellResult]) -> list[Comparison]:
     """The comparisons of the cells that have one."""
     return [result.comparison for result in results if result.comparison is not None]
 
@@ -50,7 +50,7 @@ def judged(results: Iterable[CellResult]) -> list[Comparison]:
 
 def study_headline(results: Sequence[CellResult]) -> str:
     """The whole study in one sentence: which methods help or hurt, and in how many cells."""
-    comparisons = judged(results)
+    comparisons = comparisons_of(results)
     if not comparisons:
         return "Nothing is judged yet: no cell has a seed that all its arms have run."
     if len(results) == 1:
@@ -70,21 +70,21 @@ def study_headline(results: Sequence[CellResult]) -> str:
     if count := total["inconclusive"]:
         rest = "the other" if count < total.total() else "all"
         clauses.append(f"{rest} {'comparison is' if count == 1 else f'{count} comparisons are'} inconclusive")
-    if count := total["skewed"]:
-        clauses.append(f"{plural(count, 'comparison')} {'is' if count == 1 else 'are'} too skewed")
-    if count := total["does nothing"]:
-        clauses.append(f"{plural(count, 'comparison')} showed that nothing is done")
-    if count := sum(total[verdict] for verdict in UNTESTED):
-        clauses.append(f"{plural(count, 'comparison')} could not be tested")
+    for count, words in (
+        (total["skewed"], "is too skewed" if total["skewed"] == 1 else "are too skewed"),
+        (total["does nothing"], "showed that nothing is done"),
+        (sum(total[verdict] for verdict in UNTESTED), "could not be tested"),
+    ):
+        clauses += [f"{plural(count, 'comparison')} {words}"] if count else []
     start = "Against vanilla, " if total["helps"] else f"No method was shown to help in any {where}: "
     return f"{start}{'; '.join(clauses)}."
 
 
 def method_lines(results: Sequence[CellResult]) -> list[tuple[str, str]]:
     """For every method its name and a line that says in which cells it does what."""
-    comparisons = judged(results)
+    comparisons = comparisons_of(results)
     if len(results) == 1:
-        return [pair for comparison in comparisons for pair in named_lines(comparison)]
+        return [pair for comparison in comparisons for pair in comparison_lines(comparison)]
     return [(name, f" {_in_which_cells(found)}.") for name, found in _by_method(comparisons).items()]
 
 
@@ -165,7 +165,8 @@ def study_table(results: Sequence[CellResult], link: Callable[[str], str] | None
         if comparison is None:
             rows.append(row(heading, "", "", "", cell(("not judged yet", "caution")), *beside, kind="group"))
             continue
-        unit, seeds = difference_unit(comparison), plural(len(comparison.seeds), "seed")
+        unit = difference_unit(comparison)
+        seeds = seeds_words(comparison.seeds) if is_page else plural(len(comparison.seeds), "seed")
         about = [metric_label(comparison), f"in {unit}" if unit else "", "", seeds]
         rows.append(row(heading, *(cell((text, "dim")) for text in about), *beside, kind="group"))
         cells = partial(_arm_cells, comparison, is_page=is_page)
@@ -189,7 +190,7 @@ def _arm_cells(comparison: Comparison, arm: ArmSummary, *, is_page: bool) -> Ite
     failed = f"{arm.failed} of {arm.n + arm.failed} failed" if arm.failed else ""
     difference, p, verdict = judged_cells(comparison, arm)
     from_control, _, of_control = judged_cells(comparison, arm, control=True)
-    yield from (cell(final(comparison, arm), (failed, "alert")), difference, p)
+    yield from (cell(final_value(comparison, arm), (failed, "alert")), difference, p)
     if is_page:
         numbers = from_control if arm.vs_control is not None else ()
         yield from (verdict, of_control + tuple(Line(line.text, "dim") for line in numbers))
@@ -216,7 +217,7 @@ def status_table(statuses: Sequence[CellStatus]) -> Table:
 
 def overview_content(study: StudySpec, results: Sequence[CellResult], link: Callable[[str], str]) -> dict[str, Any]:
     """What ``study.html.jinja`` asks for; ``link`` makes a link of a cell's name."""
-    comparisons = judged(results)
+    comparisons = comparisons_of(results)
     return {
         "study": study,
         "link": link,

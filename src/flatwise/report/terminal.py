@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from flatwise.report.comparison import comparison_table, control_table, has_controls, summary_lines, warnings
-from flatwise.report.flatness import flatness_headline, method_lines
+from flatwise.report.comparison import method_lines, tables, warnings
+from flatwise.report.flatness import flatness_headline
+from flatwise.report.flatness import method_lines as flatness_lines
 from flatwise.study.comparison import Comparison
 
 # What an encoding such as Windows' cp1252 or ASCII lacks of what we print; a minus must not become a question mark.
@@ -99,15 +100,14 @@ def show(comparison: Comparison, console: Console) -> None:
         comparison: what to print.
         console: where.
     """
-    console.print(comparison_table(comparison))
-    if has_controls(comparison):
-        console.print(control_table(comparison))
+    for table in tables(comparison):
+        console.print(table)
     for line in warnings(comparison):
         console.print(f"! {line}", highlight=False, markup=False, style="yellow")
-    for line in summary_lines(comparison):
-        console.print(f"• {line}", highlight=False, markup=False)
+    for name, line in method_lines(comparison):
+        console.print(f"• {name}{line}", highlight=False, markup=False)
     if comparison.flatness is not None:
         console.print("\nFlatness (lower is flatter; it does not decide whether a method helps)", style="bold")
         console.print(flatness_headline(comparison, comparison.flatness), highlight=False, markup=False)
-        for name, line in method_lines(comparison, comparison.flatness):
+        for name, line in flatness_lines(comparison, comparison.flatness):
             console.print(f"• {name}: {line}", highlight=False, markup=False)

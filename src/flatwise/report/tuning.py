@@ -91,7 +91,8 @@ def search_lines(study: StudySpec, result: CellResult) -> list[str]:
             value = number_of(search.tuned.values[search.tuned.chosen])
             best = "" if value == NOTHING else f", validation {value} (best of {len(search.tuned.values)})"
             line = f"{result.cell.name}, {search.name}: {configuration_words(search.tuned.choice)}{best}"
-            lines.append(". ".join([line, " ".join(search_warnings(search.tuned, search.space))]).removesuffix(". "))
+            warned = " ".join(search_warnings(search.tuned, search.space))
+            lines.append(f"{line}. {warned}" if warned else line)
     return lines
 
 
@@ -239,8 +240,7 @@ def _dimension_words(dimension: Choices | Times | Range) -> str:
 
 def configuration_words(configuration: Configuration | Mapping[str, Value]) -> str:
     """``"learning_rate = 0.1 and sigma = 0.05"``; empty for a configuration that changes nothing."""
-    parts = [f"{key} = {value_words(value)}" for key, value in configuration.items()]
-    return listing(parts) if parts else ""
+    return listing(f"{key} = {value_words(value)}" for key, value in configuration.items())
 
 
 def value_words(value: object) -> str:
