@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from randomness import WORD_TESTS, Masks, Normals, Pair, Plan, avalanche, uniformity
 
+from flatwise._noise import reference
+from flatwise._noise.keys import SEGMENT_BITS, derive_keys, parameter_id, philox4x32
 from flatwise.distributions import Bernoulli, Normal
-from flatwise.noise import reference
-from flatwise.noise.keys import SEGMENT_BITS, derive_keys, unit_id
-from flatwise.noise.philox import philox4x32
 
 LEVEL = 0.0005
 CHUNK = 1 << 20
@@ -53,7 +52,7 @@ def hash_of(index, k0, k1):
 
 
 def keys(seed, stream, unit, tick, element):
-    """(k0, k1) of each element, as `flatwise.noise.keys.derive_keys` has them for one tick."""
+    """(k0, k1) of each element, as `flatwise._noise.keys.derive_keys` has them for one tick."""
     segment = element >> U64(SEGMENT_BITS)
     if all(values[0] == values.min() == values.max() for values in (seed, stream, unit, tick, segment)):
         seed, stream, unit, tick, segment = (values[:1] for values in (seed, stream, unit, tick, segment))
@@ -223,7 +222,7 @@ class Layout:
     words_per_key: Callable[[int], int] = lambda n: 1
 
 
-HOME = {"seed": 0, "stream": 0, "unit": unit_id("name:layer.weight"), "tick": 1000, "element": 7}
+HOME = {"seed": 0, "stream": 0, "unit": parameter_id("name:layer.weight"), "tick": 1000, "element": 7}
 EDGE = 1 << SEGMENT_BITS
 
 
@@ -349,7 +348,7 @@ def _examine_sequence(generator, layout, words):
 
 
 def _salt(*texts: str) -> int:
-    return unit_id(" ".join(texts))
+    return parameter_id(" ".join(texts))
 
 
 def _examine_pair(generator, pair, words):
@@ -405,7 +404,7 @@ def judge(findings: Sequence[Finding]) -> Verdict:
 
 
 def check_against_the_reference(count: int = 1000) -> None:
-    """Raises if the words tested here are not those of `flatwise.noise.reference`, at random coordinates."""
+    """Raises if the words tested here are not those of `flatwise._noise.reference`, at random coordinates."""
     rng = np.random.default_rng(7)
     given = {name: rng.bit_generator.random_raw(count) >> U64(64 - width) for name, (width, _) in INPUTS.items()}
     drawn = ours(**given)

@@ -10,7 +10,7 @@ import torch
 from scipy import integrate, stats
 
 from flatwise import Bernoulli, Constant, Distribution, LogUniform, Mixture, Normal, Uniform
-from flatwise.noise import reference
+from flatwise._noise import reference
 
 WORDS = reference.words(torch.arange(200_000, dtype=torch.int32), (0xDEADBEEF, 0x12345678))
 N = len(WORDS)

@@ -1,8 +1,8 @@
 """What the noise costs in training: forward, backward and step, with each optimizer and without noise.
 
-Run with `python papers/benchmarks/training_epoch.py --data-dir DATA`; it needs the `compare` extra and MNIST. An MLP (the
-LEAP paper's MLP-3) and a small convolutional net train on MNIST; contenders take turns of some steps each, over the same
-batches, until each has seen an epoch. A ratio is the median over turns of the time over plain training's in that turn.
+Run with `python papers/benchmarks/training_epoch.py --data-dir DATA`; it needs the `compare` extra and MNIST. An MLP
+(the LEAP paper's MLP-3) and a small convolutional net train on MNIST; contenders take turns of some steps each, over the
+same batches, until each has seen an epoch. A ratio is the median over turns of the time over plain training's in that turn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a trial costs over a loop written by hand: an epoch of a task's training function against minimal loops.
 
 Run with `python papers/benchmarks/trial_speed.py --data-dir DATA`; it needs the `test` extra, MNIST and Cora. The loops
-have the task's data, model, optimizer and evaluation and nothing else; one that differs in more says so in its name. Task
-and loop take turns of one epoch each; a ratio is the median over epochs of the task's time over the loop's, evaluation
+have the task's data, model, optimizer and evaluation and nothing else; one that differs in more says so in its name.
+Task and loop take turns of one epoch each; a ratio is the median over epochs of the task's time over the loop's, evaluation
 included in both.
 """
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatwise.noise import reference
-from flatwise.noise.blender import KernelForm
+from flatwise._kernels.forms import KernelForm
+from flatwise._noise import reference
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Bernoulli(Distribution):
         return KernelForm("bernoulli", (float(self.threshold),)) if self.threshold < 1 << 32 else None
 
     def sample(self, words: Tensor) -> Tensor:
-        return reference.below(words, self.threshold).float()
+        return KernelForm("bernoulli", (float(self.threshold),)).factors(words)
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Uniform(Distribution):
         return KernelForm("uniform", (self.low, self.high - self.low))
 
     def sample(self, words: Tensor) -> Tensor:
-        return reference.uniform(words).mul_(self.high - self.low).add_(self.low).float()
+        return self.kernel_form.factors(words)
 
 
 @dataclass(frozen=True)
@@ -273,8 +273,7 @@ class Normal(Distribution):
         return KernelForm("normal", (self.loc, self.scale, self.minimum))
 
     def sample(self, words: Tensor) -> Tensor:
-        values = reference.normal(words).mul_(self.scale).add_(self.loc)
-        return values if self.minimum == -math.inf else values.clamp_(min=self.minimum)
+        return self.kernel_form.factors(words)
 
 
 @dataclass(frozen=True)

@@ -30,15 +30,7 @@ class _PeakLR(LRScheduler):
     _exponent: ClassVar[int]
     _width_name: ClassVar[str]
     # What decides the rates: a state dict without these is not that of a peak schedule.
-    _settings: ClassVar[tuple[str, ...]] = (
-        "total_steps",
-        "steps_per_update",
-        "max_lrs",
-        "start_lrs",
-        "min_lrs",
-        "t_offsets",
-        "widths",
-    )
+    _settings = ("total_steps", "steps_per_update", "max_lrs", "start_lrs", "min_lrs", "t_offsets", "widths")
 
     def __init__(
         self,
@@ -84,12 +76,11 @@ class _PeakLR(LRScheduler):
 
         if width is None:
             self.min_lrs = [lr / 10_000 for lr in self.max_lrs] if min_lr is None else _per_group("min_lr", min_lr, n)
+            self.widths = []
             for low, high in zip(self.min_lrs, self.max_lrs, strict=True):
                 if low >= high:
                     raise ValueError(f"min_lr must be below max_lr; got min_lr={low} and max_lr={high}")
-            self.widths = [
-                0.5**self._exponent / math.log(high / low) for low, high in zip(self.min_lrs, self.max_lrs, strict=True)
-            ]
+                self.widths.append(0.5**self._exponent / math.log(high / low))
         else:
             self.widths = _per_group(self._width_name, width, n)
             self.min_lrs = [self._curve(1.0, group) for group in range(n)]
@@ -196,9 +187,8 @@ class _PeakLR(LRScheduler):
         """The peak step of each parameter group: see ``peak_step``."""
         last = self._updates - 1
         # The nearest whole update to t = 0.5; of two equally near ones, the earlier.
-        return [
-            math.ceil((0.5 - offset) / (1 - offset) * last - 0.5) * self.steps_per_update for offset in self.t_offsets
-        ]
+        updates = [math.ceil((0.5 - offset) / (1 - offset) * last - 0.5) for offset in self.t_offsets]
+        return [update * self.steps_per_update for update in updates]
 
     @property
     def peak_step(self) -> int:
@@ -238,9 +228,8 @@ class _PeakLR(LRScheduler):
             return [*self.start_lrs]
         if update == last:
             return [*self.min_lrs]
-        return [
-            self._curve(offset + (1 - offset) * update / last, group) for group, offset in enumerate(self.t_offsets)
-        ]
+        times = [offset + (1 - offset) * update / last for offset in self.t_offsets]
+        return [self._curve(t, group) for group, t in enumerate(times)]
 
     @property
     def _updates(self) -> int:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flatwise.exceptions import FlatwiseError
-from flatwise.report.page import write_page
+from flatwise.report.page import write_page, write_study_report
 from flatwise.report.progress import LiveProgress
-from flatwise.report.rows import plural
-from flatwise.report.study_page import write_study_report
-from flatwise.report.study_table import status_table, study_table, tuning_lines
+from flatwise.report.study import status_table, study_table, tuning_lines
+from flatwise.report.table import plural
 from flatwise.report.terminal import Written, show, terminal, written
 from flatwise.stats import Better
 from flatwise.study.arms import DEFAULT_ARMS, Arm, parse_arm, split_arms, with_controls

@@ -180,7 +180,7 @@ def no_page(monkeypatch):
     def full(path, *given, **options):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("flatwise.report.html_page.written_whole", full)
+    monkeypatch.setattr("flatwise.report.page.written_whole", full)
 
 
 @pytest.mark.parametrize("quiet", [False, True])

@@ -1,6 +1,7 @@
 """A model that is measured comes back as it was: tensors, bits, gradients, modes, attributes, random states."""
 
 import random
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from flatwise import flatness
-from flatwise.flatness.guard import untouched
+from flatwise.flatness.guard import RandomState, untouched
 
 
 class Busy(nn.Module):
@@ -218,3 +219,20 @@ def test_models_that_cannot_be_lent(model, message):
 def test_unknown_mode():
     with pytest.raises(flatness.FlatnessError, match="mode must be 'eval', 'train' or 'keep'; got 'test'"):
         flatness.gradient_norm(nn.Linear(3, 3), nn.MSELoss(), (torch.ones(2, 3), torch.ones(2, 3)), mode="test")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_the_random_state_of_a_device_is_kept(kind, monkeypatch):
+    """Of every device in use; Apple's has one generator, and its functions take no device."""
+    states = {"cuda:0": 3, "cuda:1": 5, "mps": 7}
+    module = types.SimpleNamespace(
+        get_rng_state=lambda device=kind: states[str(device)],
+        set_rng_state=lambda state, device=kind: states.update({str(device): state}),
+    )
+    monkeypatch.setattr(torch, "get_device_module", {kind: module}.__getitem__)
+    devices = ["cpu", "meta", *(name for name in states if name.startswith(kind))]
+    kept = RandomState(map(torch.device, devices))
+    before = dict(states)
+    states.update(dict.fromkeys(devices[2:], 0))
+    kept.restore()
+    assert states == before

@@ -267,7 +267,7 @@ BAD_DATA = {
     "nested": ([({"x": X}, Y)], "batch 0: the inputs must be a tensor, first in a batch .* got a dict"),
     "a dict": ([{"x": X}], "batch 0: the inputs must be a tensor, .* got a dict"),
     "shapes": ([(X, Y), (torch.ones(4, 2), Y)], r"batch 1: all samples must have one shape .* got \(2,\) after \(3,\)"),
-    "NaN": ((X * math.nan, Y), "the loss of batch 0 is nan at the model's own weights"),
+    "NaN": ((X * math.nan, Y), "batch 0: the loss is nan at the model's own weights"),
 }
 
 

@@ -38,9 +38,10 @@ def test_finds_the_top_of_a_known_spectrum(k, by, dtype):
     # The residuals and vectors are what they are said to be.
     vectors = pairs.vectors.double()
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(k).double(), rtol=0, atol=1e-5)
-    true = (vectors @ matrix.double() - pairs.values[:, None] * vectors).norm(dim=1)
-    torch.testing.assert_close(pairs.residuals, true, rtol=1e-3, atol=1e-5)
-    assert (pairs.residuals <= 1e-3 * pairs.values.abs()).all()
+    values = torch.tensor(pairs.values, dtype=torch.float64)
+    true = (vectors @ matrix.double() - values[:, None] * vectors).norm(dim=1)
+    np.testing.assert_allclose(pairs.residuals, true, rtol=1e-3, atol=1e-5)
+    assert (np.array(pairs.residuals) <= 1e-3 * np.abs(pairs.values)).all()
 
 
 def test_agrees_with_scipy_and_needs_few_more_products():
@@ -98,10 +99,10 @@ def test_stops_at_max_iter_and_says_so():
     assert not pairs.converged
     assert pairs.products == 25
     assert len(pairs.values) == 3
-    assert (pairs.residuals > 1e-3 * pairs.values).any()
+    assert (np.array(pairs.residuals) > 1e-3 * np.array(pairs.values)).any()
 
 
 def test_the_same_start_gives_the_same_bits():
     matrix = with_spectrum(BULK)
     one, two = (lanczos(lambda v: matrix @ v, start(len(BULK)), 4) for _ in range(2))
-    assert torch.equal(one.values, two.values)
+    assert one.values == two.values

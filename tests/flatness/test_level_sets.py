@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from quadratic import LOSS, SIZE, TEST, TRAIN, Quadratic, expected, hessian
-from test_weight_paths import draws, moved, offset
+from test_paths import draws, moved, offset
 from torch import nn
 
 from flatwise import flatness

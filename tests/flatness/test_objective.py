@@ -243,7 +243,7 @@ BAD = {
     "generator": (nn.Linear(4, 1), MSE, (pair for pair in [GOOD]), "empty at the second pass"),
     "one-shot": (nn.Linear(4, 1), MSE, OneShot(), "the data change: the first pass had 2 batches, a later one has 0"),
     "no data": (nn.Linear(4, 1), MSE, 7, "must be a loader, a list of batches or one batch; got a int"),
-    "broken data": (nn.Linear(4, 1), MSE, Broken(), "the data failed at batch 1: OSError: disk on fire"),
+    "broken data": (nn.Linear(4, 1), MSE, Broken(), "batch 1: the data failed: OSError: disk on fire"),
     "noisy data": (nn.Linear(4, 1), MSE, Noisy(), "the data change: batch 0 is another one than at the first pass"),
     "not a pair": (nn.Linear(4, 1), MSE, [torch.ones(5, 4)], "a batch must be a pair"),
     "a dict": (nn.Linear(4, 1), MSE, [{"x": GOOD[0]}], r"got a dict: for other batches give loss=BatchLoss"),
@@ -257,7 +257,7 @@ BAD = {
         nn.Linear(4, 1),
         BatchLoss(lambda m, b: m(b).mean(), count=lambda b: b.nodes),
         [GOOD[0]],
-        "batch 0 cannot be counted: AttributeError",
+        "batch 0: it cannot be counted: AttributeError",
     ),
     "refused": (nn.Linear(4, 1), MSE, [GOOD, (torch.ones(5, 3), GOOD[1])], "batch 1: the model or the loss failed"),
     "loss not callable": (
@@ -267,10 +267,10 @@ BAD = {
         r"loss must be loss\(output, target\) or a BatchLoss; got a str",
     ),
     "loss per sample": (nn.Linear(4, 1), nn.MSELoss(reduction="none"), GOOD, r"tensor of shape \(5, 1\)"),
-    "loss is a number": (nn.Linear(4, 1), lambda output, target: 1.0, GOOD, "batch 0 gave a float"),
-    "loss counts": (nn.Linear(4, 1), lambda o, t: (o > 0).sum(), GOOD, "gave a torch.int64 tensor"),
-    "loss is NaN": (nn.Linear(4, 1), lambda o, t: o.mean() * math.nan, GOOD, "the loss of batch 0 is nan"),
-    "loss is inf": (nn.Linear(4, 1), lambda o, t: o.mean() + math.inf, GOOD, "the loss of batch 0 is inf"),
+    "loss is a number": (nn.Linear(4, 1), lambda output, target: 1.0, GOOD, "batch 0: the loss must be .* got a float"),
+    "loss counts": (nn.Linear(4, 1), lambda o, t: (o > 0).sum(), GOOD, "got a torch.int64 tensor"),
+    "loss is NaN": (nn.Linear(4, 1), lambda o, t: o.mean() * math.nan, GOOD, "batch 0: the loss is nan"),
+    "loss is inf": (nn.Linear(4, 1), lambda o, t: o.mean() + math.inf, GOOD, "batch 0: the loss is inf"),
     "loss detached": (nn.Linear(4, 1), lambda o, t: o.mean().detach(), GOOD, "does not depend on the model's param"),
     "derivative is NaN": (
         nn.Linear(4, 1),
@@ -305,7 +305,7 @@ def test_bad_input(function, model, loss, data, message, monkeypatch):
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True])
 def test_bad_limit(limit):
-    with pytest.raises(FlatnessError, match="max_batches must be a positive whole number"):
+    with pytest.raises(FlatnessError, match="max_batches must be a whole number, 1 or more"):
         flatness.gradient_norm(nn.Linear(4, 1), MSE, GOOD, max_batches=limit)
 
 

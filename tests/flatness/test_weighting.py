@@ -157,5 +157,5 @@ def test_nothing_that_counts():
     y[:] = -100
     with pytest.raises(FlatnessError, match="every batch has a count of 0"):
         flatness.trace(model, nn.CrossEntropyLoss(), split(x, y))
-    with pytest.raises(FlatnessError, match="batch 0 has a count of nan"):
+    with pytest.raises(FlatnessError, match="batch 0: its count is nan"):
         flatness.trace(model, BatchLoss(lambda m, b: m(b).mean(), count=lambda b: float("nan")), [x])

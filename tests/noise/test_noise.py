@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flatwise.noise import dispatch, keys, reference
-from flatwise.noise.philox import philox4x32
+from flatwise._noise import keys, reference
 
 MASK = 0xFFFFFFFF
 CPU = torch.device("cpu")
@@ -115,13 +114,13 @@ KNOWN_ANSWERS = [
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS)
 def test_philox_gives_random123s_known_answers(counter, key, expected):
-    assert tuple(philox4x32(np.array(counter, dtype=np.uint64)[:, None], key)[:, 0].tolist()) == expected
+    assert tuple(keys.philox4x32(np.array(counter, dtype=np.uint64)[:, None], key)[:, 0].tolist()) == expected
     assert tuple(philox(counter, key)) == expected
 
 
 def test_philox_of_many_counters_is_each_alone():
     counters = np.array([scattered(20, salt) for salt in range(4)], dtype=np.uint64)
-    together = philox4x32(counters, (0x12345678, 0x9ABCDEF0)).T.tolist()
+    together = keys.philox4x32(counters, (0x12345678, 0x9ABCDEF0)).T.tolist()
     assert together == [philox(counter, (0x12345678, 0x9ABCDEF0)) for counter in counters.T.tolist()]
 
 
@@ -187,30 +186,30 @@ def test_rescaled_words_fill_all_32_bits(start, stop):
 # Keys
 
 
-def test_keys_are_philox_of_the_specified_counter():
-    seed, tick, stream, segment = 0xFEDCBA9876543210, 0xAB12345678, 0x5C, 0xBEEF
-    unit = keys.unit_id("name:layer.weight")
+def test_keys_are_philox_of_the_specified_block():
+    seed, counter, stream, segment = 0xFEDCBA9876543210, 0xAB12345678, 0x5C, 0xBEEF
+    own = keys.parameter_id("name:layer.weight")
     expected = philox(
-        (unit & MASK, unit >> 32, tick & MASK, segment | stream << 16 | 0xAB << 24), (seed & MASK, seed >> 32)
+        (own & MASK, own >> 32, counter & MASK, segment | stream << 16 | 0xAB << 24), (seed & MASK, seed >> 32)
     )
-    assert keys.derive_keys(seed, tick, stream, [0, unit], segment)[1].tolist() == expected[:2]
+    assert keys.derive_keys(seed, counter, stream, [0, own], segment)[1].tolist() == expected[:2]
 
 
 def test_every_part_of_the_name_makes_another_key():
-    base = {"seed": 0, "tick": 0, "stream": 0, "units": [keys.unit_id("a")], "segment": 0}
+    base = {"seed": 0, "counter": 0, "stream": 0, "ids": [keys.parameter_id("a")], "segment": 0}
     others = [
         {},
         {"seed": 1},
         {"seed": 1 << 32},
         {"seed": (1 << 64) - 1},
-        {"tick": 1},
-        {"tick": 1 << 32},
-        {"tick": (1 << 40) - 1},
+        {"counter": 1},
+        {"counter": 1 << 32},
+        {"counter": (1 << 40) - 1},
         {"stream": 1},
         {"stream": 255},
         {"segment": 1},
         {"segment": (1 << 16) - 1},
-        {"units": [keys.unit_id("b")]},
+        {"ids": [keys.parameter_id("b")]},
     ]
     found = {tuple(keys.derive_keys(**(base | other))[0].tolist()) for other in others}
     assert len(found) == len(others)
@@ -218,24 +217,24 @@ def test_every_part_of_the_name_makes_another_key():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seed", -1), ("seed", 1 << 64), ("tick", -1), ("tick", 1 << 40), ("stream", 256), ("segment", 1 << 16)],
+    [("seed", -1), ("seed", 1 << 64), ("counter", -1), ("counter", 1 << 40), ("stream", 256), ("segment", 1 << 16)],
 )
 def test_what_does_not_fit_is_refused(name, value):
-    arguments = {"seed": 0, "tick": 0, "stream": 0, "units": [1], "segment": 0} | {name: value}
+    arguments = {"seed": 0, "counter": 0, "stream": 0, "ids": [1], "segment": 0} | {name: value}
     with pytest.raises(ValueError, match=rf"{name} must be an integer in \[0, 2\*\*\d+\), got {value}"):
         keys.derive_keys(**arguments)
 
 
-def test_unit_ids_are_distinct_and_fixed():
+def test_parameter_ids_are_distinct_and_fixed():
     names = [f"{kind}:{i}" for kind in ("position", "name", "group") for i in range(5000)] + ["all"]
-    assert len({keys.unit_id(name) for name in names}) == len(names)
+    assert len({keys.parameter_id(name) for name in names}) == len(names)
     # Written down: checkpoints of today must draw the same noise tomorrow.
-    assert keys.unit_id("position:0") == UNIT_OF_POSITION_0
-    assert keys.unit_id("all") == UNIT_ALL
+    assert keys.parameter_id("position:0") == ID_OF_POSITION_0
+    assert keys.parameter_id("all") == ID_OF_ALL
 
 
-UNIT_OF_POSITION_0 = 0xD2D4261201A98AC9
-UNIT_ALL = 0x5B365B48EEF21947
+ID_OF_POSITION_0 = 0xD2D4261201A98AC9
+ID_OF_ALL = 0x5B365B48EEF21947
 
 
 # Runs and scattered indices
@@ -256,29 +255,29 @@ STARTS = [0, 1, 1000, keys.SEGMENT - 300, 5 * keys.SEGMENT, (1 << 32) - 500, (1 
 def test_a_run_is_its_elements_wherever_it_lies(start):
     count = 300
     index = range(start, start + count)
-    words = dispatch.words_run(key_of, start, count, CPU)
+    words = reference.words_run(key_of, start, count, CPU)
     assert unsigned(words) == expected_words(index)
-    assert torch.equal(dispatch.words_at(key_of, torch.tensor(index), max(index, default=0) + 1, CPU), words)
+    assert torch.equal(reference.words_at(key_of, torch.tensor(index), max(index, default=0) + 1, CPU), words)
 
 
 def test_scattered_indices_may_lie_in_many_segments():
     edges = [segment * keys.SEGMENT for segment in (9, 1, 16, 2)]
     index = torch.tensor([[edge + offset for offset in (-1, 0, 1, 299, 300, 301)] for edge in edges])
-    words = dispatch.words_at(key_of, index, int(index.max()) + 1, CPU)
+    words = reference.words_at(key_of, index, int(index.max()) + 1, CPU)
     assert words.shape == index.shape
     assert unsigned(words.view(-1)) == expected_words(index.view(-1).tolist())
 
 
 def test_no_indices_no_words():
-    assert dispatch.words_at(key_of, torch.empty(0, 3, dtype=torch.int64), 0, CPU).shape == (0, 3)
-    assert list(dispatch.runs(5, 0)) == []
+    assert reference.words_at(key_of, torch.empty(0, 3, dtype=torch.int64), 0, CPU).shape == (0, 3)
+    assert list(reference.runs(5, 0)) == []
 
 
-@pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 3 * dispatch.CHUNK + 5), (keys.SEGMENT - 10, 20), (7, 99)])
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (0, 3 * reference.CHUNK + 5), (keys.SEGMENT - 10, 20), (7, 99)])
 def test_runs_cover_everything_once_and_cross_no_segment(start, count):
     covered = []
-    for offset, length in dispatch.runs(start, count):
-        assert 0 < length <= dispatch.CHUNK
+    for offset, length in reference.runs(start, count):
+        assert 0 < length <= reference.CHUNK
         first, last = start + offset, start + offset + length - 1
         assert first >> 28 == last >> 28
         covered.append((offset, length))
@@ -293,9 +292,9 @@ def test_lag_correlations_across_the_segment_boundary():
         return tuple(keys.derive_keys(0, 0, 0, [5], segment)[0].tolist())
 
     count = 200_000
-    first = reference.normal(dispatch.words_run(own, 0, count, CPU)).double()
+    first = reference.normal(reference.words_run(own, 0, count, CPU)).double()
     for start in (keys.SEGMENT, 4 * keys.SEGMENT, 8 * keys.SEGMENT):
-        far = reference.normal(dispatch.words_run(own, start, count, CPU)).double()
+        far = reference.normal(reference.words_run(own, start, count, CPU)).double()
         for shift in (0, 1):
             r = torch.corrcoef(torch.stack([first[shift:], far[: count - shift]]))[0, 1]
             assert abs(r) < 4.5 / math.sqrt(count)

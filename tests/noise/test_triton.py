@@ -15,20 +15,20 @@ import torch
 
 import flatwise
 from flatwise._attach.factors import blend, draws
-from flatwise.noise import blender, dispatch, keys, reference, tables
-from flatwise.noise.blender import Blender, KernelForm, Piece, can_blend
-from flatwise.noise.keys import SEGMENT
-from flatwise.noise.tables import chunks, is_aligned
+from flatwise._kernels import backend, forms
+from flatwise._kernels.backend import Blender, can_blend
+from flatwise._kernels.forms import KernelForm, Piece, Update
+from flatwise._noise import keys, reference
+from flatwise._noise.keys import SEGMENT
 from interpreter import run_interpreted
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 
 import triton.language as tl  # noqa: E402
 
-from flatwise.noise import gpu  # noqa: E402
-from flatwise.noise import triton as kernels  # noqa: E402
-from flatwise.optim import triton as fused  # noqa: E402
-from flatwise.optim import triton_kernels  # noqa: E402
+from flatwise._kernels.triton import backend as gpu  # noqa: E402
+from flatwise._kernels.triton import blend as kernels  # noqa: E402
+from flatwise._kernels.triton import updates  # noqa: E402
 
 normal, uniform, word, key = kernels.normal, kernels.uniform, kernels.word, kernels.key
 
@@ -36,7 +36,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available() and not INTERPRETED
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
 
-CHUNK = 2048 if INTERPRETED else tables.CHUNK  # the interpreter is slow
+CHUNK = 2048 if INTERPRETED else forms.CHUNK  # the interpreter is slow
 
 on_kernels = pytest.mark.skipif(
     not (GPU or INTERPRETED), reason="no CUDA device; test_under_the_interpreter runs this test on the CPU"
@@ -44,7 +44,7 @@ on_kernels = pytest.mark.skipif(
 on_gpu = pytest.mark.skipif(not GPU, reason="needs a CUDA device, and the interpreter cannot stand in for it")
 compiled = pytest.mark.skipif(INTERPRETED, reason="Triton's interpreter compiles nothing")
 
-SEED, TICK, STREAM, UNIT = 2**63 + 5, 2**33 + 77, 3, 2**64 - 59
+SEED, COUNTER, STREAM, ID = 2**63 + 5, 2**33 + 77, 3, 2**64 - 59
 FACTORS = {
     "normal": flatwise.Normal(1.0, 0.3),
     "normal, wide and cut": flatwise.Normal(1.0, 2.0, minimum=0.0),
@@ -67,8 +67,8 @@ def test_under_the_interpreter():
 @pytest.fixture(autouse=True)
 def _triton_serves_the_device(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setitem(blender.BACKENDS, "cpu", "triton")
-        monkeypatch.setattr(tables, "CHUNK", CHUNK)
+        monkeypatch.setitem(backend.BACKENDS, "cpu", "triton")
+        monkeypatch.setattr(forms, "CHUNK", CHUNK)
     with np.errstate(all="ignore"):  # the interpreter computes with numpy, which warns of every infinity
         yield
 
@@ -89,10 +89,10 @@ def tensors(shape, dtype):
     return old.to(DEVICE), new.to(DEVICE)
 
 
-def factors(distribution, start, count, tick=TICK, unit=UNIT, stream=STREAM):
+def factors(distribution, start, count, counter=COUNTER, unit=ID, stream=STREAM):
     """By the reference, on the CPU; float32."""
-    draw = draws(flatwise.Perturbation(distribution), SEED, tick, stream, [unit])[0]
-    parts = [draw.run(start + at, length, torch.device("cpu")) for at, length in dispatch.runs(start, count)]
+    draw = draws(flatwise.Perturbation(distribution), SEED, counter, stream, [unit])[0]
+    parts = [draw.run(start + at, length, torch.device("cpu")) for at, length in reference.runs(start, count)]
     return torch.cat([torch.empty(0), *parts])
 
 
@@ -133,7 +133,9 @@ def probe_kernel(source, k, words, normals, uniforms, count, GIVEN: tl.constexpr
 @triton.jit
 def key_kernel(arguments, out):
     row = arguments + tl.program_id(0) * 5
-    k0, k1 = key(tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4))
+    seed, counter = tl.load(row), tl.load(row + 1)
+    seed0, seed1, counter0, counter1 = seed.to(tl.int32), seed >> 32, counter.to(tl.int32), counter >> 32
+    k0, k1 = key(seed0, seed1, counter0, counter1, tl.load(row + 2), tl.load(row + 3), tl.load(row + 4))
     tl.store(out + tl.program_id(0) * 2, k0.to(tl.int64))
     tl.store(out + tl.program_id(0) * 2 + 1, k1.to(tl.int64))
 
@@ -172,7 +174,7 @@ def test_uniforms_have_the_references_bits():
 def test_keys():
     rows = [
         (0, 0, 0, 0, 0),
-        (SEED, TICK, STREAM, UNIT, 5),
+        (SEED, COUNTER, STREAM, ID, 5),
         (2**64 - 1, 2**40 - 1, 2**8 - 1, 2**64 - 1, 2**16 - 1),
         (1, 2**32, 128, 2**32, 2**15),
         (2**32, 2**32 - 1, 1, 2**32 - 1, 0),
@@ -180,8 +182,8 @@ def test_keys():
     arguments = torch.from_numpy(np.array(rows, dtype=np.uint64).view(np.int64)).to(DEVICE)
     out = torch.empty(len(rows), 2, dtype=torch.int64, device=DEVICE)
     key_kernel[(len(rows),)](arguments, out, **kernels.EXACT)
-    for (seed, tick, stream, unit, segment), made in zip(rows, out.tolist(), strict=True):
-        assert made == keys.derive_keys(seed, tick, stream, [unit], segment)[0].tolist()
+    for (seed, counter, stream, unit, segment), made in zip(rows, out.tolist(), strict=True):
+        assert made == keys.derive_keys(seed, counter, stream, [unit], segment)[0].tolist()
 
 
 @on_kernels
@@ -189,8 +191,8 @@ def test_keys():
 def test_bernoulli_masks(threshold):
     """Bit for bit, to the ends: a threshold of 2**32 keeps every element, one of 0 none."""
     old, new = torch.zeros(5000, device=DEVICE), torch.ones(5000, device=DEVICE)
-    Blender(KernelForm("bernoulli", (float(threshold),)), STREAM).blend([Piece(new, old, 0, UNIT)], SEED, TICK)
-    k0, k1 = keys.derive_keys(SEED, TICK, STREAM, [UNIT])[0].tolist()
+    Blender(KernelForm("bernoulli", (float(threshold),)), STREAM).blend([Piece(new, old, 0, ID)], SEED, COUNTER)
+    k0, k1 = keys.derive_keys(SEED, COUNTER, STREAM, [ID])[0].tolist()
     words = reference.words(torch.arange(5000, dtype=torch.int32), (k0, k1))
     assert torch.equal(new.cpu() == 1, reference.below(words, threshold))
 
@@ -215,7 +217,7 @@ def test_blend_has_the_references_bits(name, dtype, shape, start):
     old, new = tensors(shape, dtype)
     plain = new.clone()
     expected = blended(old, new, factors(FACTORS[name], start, new.numel()))
-    Blender(FACTORS[name].kernel_form, STREAM).blend([Piece(new, old, start, UNIT)], SEED, TICK)
+    Blender(FACTORS[name].kernel_form, STREAM).blend([Piece(new, old, start, ID)], SEED, COUNTER)
     assert torch.equal(bits(new.cpu()), bits(expected))
     if new.numel() > 100:
         assert not torch.equal(new, plain)
@@ -229,47 +231,31 @@ def test_rounding_to_16_bits_is_to_nearest_even():
     expected = blended(old, new, factors(flatwise.Uniform(0, 1), 0, 4001))
     truncated = blend(old.cpu().float(), new.cpu().float(), factors(flatwise.Uniform(0, 1), 0, 4001)).view(torch.int32)
     assert not torch.equal(expected.view(torch.int16), (truncated >> 16).short())
-    Blender(flatwise.Uniform(0, 1).kernel_form, STREAM).blend([Piece(new, old, 0, UNIT)], SEED, TICK)
+    Blender(flatwise.Uniform(0, 1).kernel_form, STREAM).blend([Piece(new, old, 0, ID)], SEED, COUNTER)
     assert torch.equal(bits(new.cpu()), bits(expected))
 
 
 @on_kernels
 def test_many_tensors_again_and_again():
-    """Tensors of several dtypes, one of them at an odd address; later ticks use what the first prepared."""
+    """Tensors of several dtypes, one of them at an odd address; later counters use what the first prepared."""
     kinds = [((40, 50), torch.float32), ((3,), torch.float32), ((70,), torch.bfloat16), ((), torch.float64)]
     olds, news = map(list, zip(*(tensors(shape, dtype) for shape, dtype in kinds), strict=True))
     base = tensors((101,), torch.float32)
     olds.append(base[0][1:])
     news.append(base[1][1:])
-    assert not is_aligned(0, news[-1])
-    pieces = [Piece(new, old, 0, UNIT + i) for i, (old, new) in enumerate(zip(olds, news, strict=True))]
+    assert news[-1].data_ptr() % gpu.ALIGNMENT
+    pieces = [Piece(new, old, 0, ID + i) for i, (old, new) in enumerate(zip(olds, news, strict=True))]
     own = Blender(FACTORS["normal"].kernel_form, STREAM)
-    launches = []
-    for tick in (5, 6, 2**35):
+    blends = []
+    for counter in (5, 2**32 - 1, 2**32, 2**35):
         befores = [new.clone() for new in news]
-        own.blend(pieces, SEED, tick)
+        own.blend(pieces, SEED, counter)
         for i, (old, before, new) in enumerate(zip(olds, befores, news, strict=True)):
-            expected = blended(old, before, factors(FACTORS["normal"], 0, new.numel(), tick, UNIT + i))
+            expected = blended(old, before, factors(FACTORS["normal"], 0, new.numel(), counter, ID + i))
             assert torch.equal(bits(new.cpu()), bits(expected))
-        launches.append(own._launches)
-    assert launches[0] is launches[1] is launches[2]
-    assert len(launches[0]) == 4  # three dtypes, and the odd address
-
-
-@on_kernels
-def test_the_clock_is_read_on_the_device():
-    """A tick advanced on the device alone draws the next step's factors."""
-    old, new = tensors((500,), torch.float32)
-    plain = new.clone()
-    (launch,) = gpu.launches([Piece(new, old, 0, UNIT)], FACTORS["normal"].kernel_form, STREAM)
-    launch.clock.set(SEED, 2**32 - 1)
-    for tick in (2**32 - 1, 2**32):
-        new.copy_(plain)
-        launch.enqueue()
-        launch.clock.advance()
-        assert torch.equal(new.cpu(), blended(old, plain, factors(FACTORS["normal"], 0, 500, tick)))
-    launch.run(SEED, 7)  # and the host's word counts again
-    assert launch.clock.state.tolist() == [SEED - 2**64, 7]
+        blends.append(own._blends)
+    assert all(blend is blends[0] for blend in blends)
+    assert len(blends[0][0]._launches._launches) == 4  # three dtypes, and the odd address
 
 
 def train(perturbation, dtype):
@@ -293,10 +279,10 @@ def train(perturbation, dtype):
 def test_training_is_the_same_with_and_without_kernels(method, dtype, monkeypatch):
     launched = []
     assert gpu.works(DEVICE)
-    monkeypatch.setattr(gpu.Launch, "run", lambda *a, run=gpu.Launch.run: launched.append(1) or run(*a))
+    monkeypatch.setattr(gpu.Blend, "run", lambda *a, run=gpu.Blend.run: launched.append(1) or run(*a))
     fast = train(method, dtype)
     assert len(launched) == 2
-    monkeypatch.setattr(blender, "BACKENDS", {})
+    monkeypatch.setattr(backend, "BACKENDS", {})
     slow = train(method, dtype)
     assert len(launched) == 2
     assert all(torch.equal(bits(one), bits(two)) for one, two in zip(fast, slow, strict=True))
@@ -305,7 +291,7 @@ def test_training_is_the_same_with_and_without_kernels(method, dtype, monkeypatc
 @on_kernels
 def test_kernels_that_differ_from_the_reference_are_not_used(monkeypatch):
     gpu.works.cache_clear()
-    monkeypatch.setattr(gpu.reference, "normal", lambda words: torch.zeros(words.shape, device=words.device))
+    monkeypatch.setattr(reference, "normal", lambda words: torch.zeros(words.shape, device=words.device))
     with pytest.warns(UserWarning, match="a normal factor differs from the reference"):
         assert not gpu.works(DEVICE)
     gpu.works.cache_clear()
@@ -321,7 +307,7 @@ def test_where_kernels_cannot_run_the_reference_serves(monkeypatch):
     old, new = tensors((5,), torch.float32)
     assert can_blend(new, old)
     gpu.works.cache_clear()
-    monkeypatch.setattr(gpu.Launch, "run", fail)
+    monkeypatch.setattr(gpu.Blend, "run", fail)
     with pytest.warns(UserWarning, match="slower torch operations.*Failed to find C compiler"):
         assert not can_blend(new, old)
     assert not can_blend(new, old)
@@ -330,7 +316,7 @@ def test_where_kernels_cannot_run_the_reference_serves(monkeypatch):
 
 def test_chunks():
     sizes, starts = [CHUNK + 1, 0, 5, 2 * SEGMENT], [0, 0, SEGMENT - 2, 8]
-    table = chunks(sizes, starts)
+    table = forms.chunks_of(sizes, starts)
     for tensor, (size, start) in enumerate(zip(sizes, starts, strict=True)):
         rows = table[table[:, 0] == tensor]
         offsets, lengths = rows[:, 1], rows[:, 2]
@@ -405,6 +391,7 @@ OPTIMIZERS = {
     "rmsprop, centered": (rmsprop, torch.optim.RMSprop, {"lr": 0.01, "momentum": 0.9, "centered": True}),
 }
 SHAPES = [(30, 41), (), (0,), (7,), (1024,)]
+ALWAYS_ONE = flatwise.Normal(1.0, 0.0)
 STEPS = 2
 
 
@@ -416,53 +403,56 @@ def state_count(step_of, o):
     return 1 + bool(o.get("momentum")) + bool(o.get("centered"))
 
 
+def settings(step_of, o):
+    """Name, options and numbers of the kernel."""
+    lr, momentum, decay, maximize = (o.get(key, 0.0) for key in ("lr", "momentum", "weight_decay", "maximize"))
+    eps = o.get("eps", 1e-8)
+    if step_of is sgd:
+        options = (momentum != 0, o.get("nesterov", False), decay != 0, bool(maximize))
+        return "sgd", options, (lr, momentum, 1 - o.get("dampening", 0.0), decay)
+    if step_of is adam:
+        options = (o.get("amsgrad", False), decay != 0, o.get("decoupled", False), bool(maximize))
+        return "adam", options, (lr, *o.get("betas", (0.9, 0.999)), eps, decay)
+    options = (momentum != 0, o.get("centered", False), decay != 0, bool(maximize))
+    return "rmsprop", options, (lr, o.get("alpha", 0.99), eps, momentum, decay)
+
+
 def run_fused(name, dtype, form, starts, state_dtype=torch.float32, lr_on_device=False):
     """The parameters before and after each fused step, and the states at the end."""
-    step_of, _, options = OPTIMIZERS[name]
-    options = {**options}
-    lr = options.pop("lr")
-    lr = torch.tensor(lr, device=DEVICE) if lr_on_device else lr
+    step_of, _, given = OPTIMIZERS[name]
+    optimizer, options, numbers = settings(step_of, given)
+    if lr_on_device:
+        numbers = (torch.tensor(numbers[0], device=DEVICE), *numbers[1:])
     generator = torch.Generator().manual_seed(1)
     params = [torch.randn(shape, generator=generator).to(dtype).to(DEVICE) for shape in SHAPES]
-    count = state_count(step_of, options)
-    states = [[torch.zeros_like(p, dtype=state_dtype) for p in params] for _ in range(count)]
-    units = [UNIT - i for i in range(len(params))]
-    steps = [torch.zeros((), device=DEVICE) for _ in params]
-    group = fused.Group(DEVICE, form, STREAM)
+    states = [[torch.zeros_like(p, dtype=state_dtype) for p in params] for _ in range(state_count(step_of, given))]
+    columns = list(states)
+    if step_of is rmsprop and not given.get("momentum"):
+        columns.insert(1, [])
+    steps = [torch.zeros((), device=DEVICE) for _ in params] if step_of is adam else []
+    fresh = [step_of is sgd] * len(params)
+    ids = [ID - i for i in range(len(params))]
+    update = Update(params, params, tuple(columns), steps, "", options, numbers, fresh, starts, ids)
+    group = gpu.Step(update, optimizer, form, STREAM)
     track, gradients = [[p.clone() for p in params]], []
     for step in range(1, STEPS + 1):
         grads = [torch.randn(shape, generator=generator).to(dtype).to(DEVICE) for shape in SHAPES]
         gradients.append(grads)
-        torch._foreach_add_(steps, 1)
-        group.clock.set(SEED, TICK + step)
-        if step_of is sgd:
-            group.sgd(params, grads, states[0] if count else None, starts, units, lr=lr, first=step == 1, **options)
-        elif step_of is adam:
-            chosen = {k: v for k, v in options.items() if k != "amsgrad"}
-            maxima = states[2] if count == 3 else None
-            group.adam(params, grads, states[0], states[1], maxima, steps, starts, units, lr=lr, **chosen)
-        else:
-            chosen = {k: v for k, v in options.items() if k != "centered"}
-            buffers = states[1] if options.get("momentum") else None
-            averages = states[-1] if options.get("centered") else None
-            group.rmsprop(params, grads, states[0], buffers, averages, starts, units, lr=lr, **chosen)
+        group.run(grads, numbers, SEED, COUNTER + step)
         track.append([p.clone() for p in params])
     return track, gradients, states
 
 
 def check_against_the_second_implementation(name, dtype, distribution, **how):
     starts = [SEGMENT - 500, 0, 0, 2**33 + 17, 16]
-    form = None if distribution is None else distribution.kernel_form
-    track, gradients, states = run_fused(name, dtype, form, starts, **how)
+    track, gradients, states = run_fused(name, dtype, distribution.kernel_form, starts, **how)
     step_of, _, options = OPTIMIZERS[name]
     state_dtype = how.get("state_dtype", torch.float32)
     for i, shape in enumerate(SHAPES):
         own = [torch.zeros(shape) for _ in states]
         for step in range(1, STEPS + 1):
             before, grad, after = track[step - 1][i].cpu(), gradients[step - 1][i].cpu().float(), track[step][i].cpu()
-            f = torch.ones(shape)
-            if distribution is not None:
-                f = factors(distribution, starts[i], before.numel(), TICK + step, UNIT - i).view(shape)
+            f = factors(distribution, starts[i], before.numel(), COUNTER + step, ID - i).view(shape)
             moved = step_of(before.float(), grad, own, f, step, options).to(dtype)
             assert torch.equal(bits(after), bits(torch.where(f == 0, before, moved)))
             own = [state.to(state_dtype).float() for state in own]
@@ -471,7 +461,7 @@ def check_against_the_second_implementation(name, dtype, distribution, **how):
 
 
 @on_kernels
-@pytest.mark.parametrize("method", [None, flatwise.Normal(1.0, 0.3), flatwise.Bernoulli(0.5)], ids=repr)
+@pytest.mark.parametrize("method", [ALWAYS_ONE, flatwise.Normal(1.0, 0.3), flatwise.Bernoulli(0.5)], ids=repr)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fused_steps_bit_for_bit(name, method):
     check_against_the_second_implementation(name, torch.float32, method)
@@ -496,7 +486,7 @@ def test_fused_step_with_16_bit_states_and_a_rate_on_the_device():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_plain_fused_steps_are_torchs(name):
     """Within 3 ulp a step, of the largest that a parameter or its update has been."""
-    track, gradients, _ = run_fused(name, torch.float32, None, [0] * len(SHAPES))
+    track, gradients, _ = run_fused(name, torch.float32, ALWAYS_ONE.kernel_form, [0] * len(SHAPES))
     _, optimizer_of, options = OPTIMIZERS[name]
     options = {k: v for k, v in options.items() if k != "decoupled"}
     params = [p.cpu().clone().requires_grad_() for p in track[0]]
@@ -514,88 +504,42 @@ def test_plain_fused_steps_are_torchs(name):
             assert ((new - ours.cpu()).abs() <= 3 * step * ulp).all()
 
 
+def plain_sgd(p, grad):
+    """The update of one parameter without momentum."""
+    return Update([p], [grad], (), [], "", (False,) * 4, (0.1, 0.0, 1.0, 0.0), [False], [0], [ID])
+
+
 @on_kernels
 def test_an_infinite_update_does_not_touch_what_the_mask_keeps():
     p, grad = torch.ones(100, device=DEVICE), torch.full((100,), torch.inf, device=DEVICE)
-    group = fused.Group(DEVICE, flatwise.Bernoulli(0.5).kernel_form, STREAM)
-    group.clock.set(SEED, TICK)
-    group.sgd([p], [grad], None, [0], [UNIT], lr=0.1)
+    update, form = plain_sgd(p, grad), flatwise.Bernoulli(0.5).kernel_form
+    gpu.Step(update, "sgd", form, STREAM).run([grad], update.numbers, SEED, COUNTER)
     kept = factors(flatwise.Bernoulli(0.5), 0, 100) == 0
     assert (p.cpu()[kept] == 1).all()
     assert (p.cpu()[~kept] == -torch.inf).all()
 
 
 @on_kernels
-def test_fused_steps_tell_autograd_and_refuse_what_they_do_not_know():
+def test_fused_steps_tell_autograd():
     p, grad = torch.ones(10, device=DEVICE), torch.ones(10, device=DEVICE)
-    group = fused.Group(DEVICE)
-    version = p._version
-    group.sgd([p], [grad], None, [0], [UNIT], lr=0.1)
+    update, version = plain_sgd(p, grad), p._version
+    gpu.Step(update, "sgd", ALWAYS_ONE.kernel_form, 0).run([grad], update.numbers, SEED, COUNTER)
     assert p._version == version + 1
-    with pytest.raises(ValueError, match="float64"):
-        group.sgd([p.double()], [grad], None, [0], [UNIT], lr=0.1)
-    with pytest.raises(ValueError, match="strides"):
-        group.sgd([torch.ones(2, 5, device=DEVICE).T], [grad], None, [0], [UNIT], lr=0.1)
-    with pytest.raises(ValueError, match="goes with a parameter"):
-        group.sgd([p], [torch.ones(5, device=DEVICE)], None, [0], [UNIT], lr=0.1)
-    with pytest.raises(ValueError, match=r"momentum 0\.9 needs buffers"):
-        group.sgd([p], [grad], None, [0], [UNIT], lr=0.1, momentum=0.9)
+
+
+@on_kernels
+def test_fused_steps_refuse_what_they_do_not_know():
+    p, form = torch.ones(2, 5, device=DEVICE), ALWAYS_ONE.kernel_form
+    assert backend.objection(plain_sgd(p, p.clone()), "sgd", form) is None
+    assert "float64" in backend.objection(plain_sgd(p.double(), p.double()), "sgd", form)
+    assert "not contiguous" in backend.objection(plain_sgd(p.T, p.T.contiguous()), "sgd", form)
+    short = plain_sgd(p, p.clone())._replace(
+        states=([torch.ones(5, device=DEVICE)],), options=(True, False, False, False)
+    )
+    assert "not shaped" in backend.objection(short, "sgd", form)
 
 
 # What only a GPU can show
-
-
-@on_gpu
-def test_a_captured_graph_draws_anew_at_each_replay():
-    old, new = tensors((5000,), torch.float32)
-    plain = new.clone()
-    (launch,) = gpu.launches([Piece(new, old, 0, UNIT)], FACTORS["normal"].kernel_form, STREAM)
-    launch.run(SEED, 0)  # compiles
-    launch.clock.set(SEED, 10)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        launch.enqueue()
-        launch.clock.advance()
-    for tick in (10, 11, 12):
-        new.copy_(plain)
-        graph.replay()
-        assert torch.equal(new.cpu(), blended(old, plain, factors(FACTORS["normal"], 0, 5000, tick)))
-
-
-@on_gpu
-def test_a_captured_fused_step_trains_on():
-    """Adam's bias correction and the noise both follow counters on the device."""
-    p, grad, m, v = (
-        torch.randn(3000, device=DEVICE),
-        torch.randn(3000, device=DEVICE),
-        *torch.zeros(2, 3000).to(DEVICE),
-    )
-    start, step = p.clone(), torch.zeros((), device=DEVICE)
-    group = fused.Group(DEVICE, FACTORS["normal"].kernel_form, STREAM)
-
-    def once():
-        step.add_(1)
-        group.adam([p], [grad], [m], [v], None, [step], [0], [UNIT], lr=0.01)
-
-    def reset():
-        p.copy_(start)
-        for tensor in (m, v, step):
-            tensor.zero_()
-        group.clock.set(SEED, 3)
-
-    reset()
-    for _ in range(4):
-        once()
-        group.clock.advance()
-    expected = p.clone()
-    reset()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        once()
-        group.clock.advance()
-    for _ in range(4):
-        graph.replay()
-    assert torch.equal(p, expected)
 
 
 @on_gpu
@@ -604,7 +548,7 @@ def test_more_than_2_to_the_32_elements():
     if torch.cuda.mem_get_info()[0] < 5 * count:
         pytest.skip("needs 21 GB of free GPU memory")
     old, new = (torch.full((count,), x, dtype=torch.bfloat16, device=DEVICE) for x in (0.0, 1.0))
-    Blender(FACTORS["bernoulli"].kernel_form, STREAM).blend([Piece(new, old, 0, UNIT)], SEED, TICK)
+    Blender(FACTORS["bernoulli"].kernel_form, STREAM).blend([Piece(new, old, 0, ID)], SEED, COUNTER)
     for start in (0, SEGMENT - 100, 2**31 - 100, 2**32 - 100, count - 5000):
         assert torch.equal(
             new[start : start + 5000].float().cpu(), factors(FACTORS["bernoulli"], start, 5000)[: count - start]
@@ -619,11 +563,9 @@ def assembly(kernel, constants, capability, exact=True):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    pointers = {"tensors": "*i64", "chunks": "*i64", "numbers": "*fp64", "clock": "*i64"}
-    signature = {
-        name: "constexpr" if name in constants else pointers.get(name, "i32" if name == "stream" else "fp32")
-        for name in kernel.arg_names
-    }
+    pointers = {"rows": "*i64", "chunks": "*i64", "numbers": "*fp64"}
+    types = pointers | dict.fromkeys(("seed0", "seed1", "counter0", "counter1", "stream"), "i32")
+    signature = {name: "constexpr" if name in constants else types.get(name, "fp32") for name in kernel.arg_names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name in pointers}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {**kernels.EXACT, "num_warps": kernels.WARPS, "enable_fp_fusion": not exact}
@@ -631,13 +573,13 @@ def assembly(kernel, constants, capability, exact=True):
     return Counter(re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]\w*(?:\.\w+)+)", ptx, re.MULTILINE))
 
 
-COMMON = {"ALIGNED": True, "BLOCK": kernels.BLOCK}
-STEP_FLAGS = {"LR_ON_DEVICE": False, "DECAY": True, "MAXIMIZE": False}
+COMMON = {"ALIGNED": True, "BLOCK": kernels.BLOCK, "KIND": forms.NORMAL}
+STEP_FLAGS = {**gpu._NO_FLAGS, "LR_ON_DEVICE": False, "DECAY": True}
 KERNELS = {
-    "blend": (kernels.blend_kernel, {}),
-    "sgd": (triton_kernels.sgd_kernel, {**STEP_FLAGS, "MOMENTUM": True, "NESTEROV": True, "FIRST": False}),
-    "adam": (triton_kernels.adam_kernel, {**STEP_FLAGS, "DECOUPLED": True, "AMSGRAD": True}),
-    "rmsprop": (triton_kernels.rmsprop_kernel, {**STEP_FLAGS, "MOMENTUM": True, "CENTERED": True}),
+    "blend": {},
+    "sgd": {**STEP_FLAGS, "OPTIMIZER": forms.SGD, "MOMENTUM": True, "NESTEROV": True},
+    "adam": {**STEP_FLAGS, "OPTIMIZER": forms.ADAM, "DECOUPLED": True, "AMSGRAD": True},
+    "rmsprop": {**STEP_FLAGS, "OPTIMIZER": forms.RMSPROP, "MOMENTUM": True, "CENTERED": True},
 }
 
 
@@ -649,10 +591,10 @@ def test_the_compiler_rounds_as_written(name, dtype, capability, monkeypatch, tm
     """Only the normals' 13 operations are fused, no root or quotient is approximate, and loads are 16 bytes wide."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     dtypes = {"fp32": tl.float32, "bf16": tl.bfloat16}
-    kernel, flags = KERNELS[name]
-    constants = {**COMMON, **flags, "KIND": kernels.KINDS["normal"], "DTYPE": dtypes[dtype]}
+    kernel = kernels.blend_kernel if name == "blend" else updates.update_kernel
+    constants = {**COMMON, **KERNELS[name], "DTYPE": dtypes[dtype]}
     if name != "blend":
-        constants.update(GRAD=dtypes[dtype], STATE=tl.float32)
+        constants["STATE_DTYPE"] = tl.float32
     found = assembly(kernel, constants, capability)
     elements = 2 * kernels.BLOCK // (32 * kernels.WARPS)  # of a thread, with and without mask
     assert found["fma.rn.f32"] == 13 * elements
@@ -668,7 +610,7 @@ def test_the_compiler_rounds_as_written(name, dtype, capability, monkeypatch, tm
 def test_without_the_option_the_compiler_would_fuse(monkeypatch, tmp_path):
     """The guard of the test above: were ``EXACT`` dropped from a launch, bits would change."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {**COMMON, "KIND": kernels.KINDS["normal"], "DTYPE": tl.float32}
+    constants = {**COMMON, "DTYPE": tl.float32}
     exact, loose = (assembly(kernels.blend_kernel, constants, 90, exact)["fma.rn.f32"] for exact in (True, False))
     assert loose > exact
     assert kernels.EXACT["enable_fp_fusion"] is False

@@ -18,7 +18,8 @@ from flatwise import optim
 
 pytest.importorskip("numba")
 
-from flatwise.optim import launch
+from flatwise._kernels import backend
+from flatwise.optim import _plan
 
 # Every factor is 1 (a word below the threshold is missed once in 2**32), yet the fused kernel runs.
 ONE = flatwise.Perturbation(flatwise.Bernoulli(1 - 2**-32))
@@ -544,7 +545,7 @@ def test_sparse_gradients_fall_back():
 
 
 def test_without_numba_the_reference_serves(monkeypatch):
-    monkeypatch.setattr(launch, "kernels", lambda: None)
+    monkeypatch.setattr(backend, "load", lambda _: None)
     params, others = parameters(), parameters()
     one = make(optim, "SGD", params, {}, perturbation=LEAP)
     two = make(torch.optim, "SGD", others, {})
@@ -561,7 +562,7 @@ def test_elements_beyond_a_segment_are_drawn_as_specified(monkeypatch):
 
     start = (1 << 28) - 100
     block = Block((1 << 29,), (range(start, start + 300),))
-    for module in (launch, sys.modules["flatwise._attach.step"], sys.modules["flatwise._attach.factors"]):
+    for module in (_plan, sys.modules["flatwise._attach.step"], sys.modules["flatwise._attach.factors"]):
         monkeypatch.setattr(module, "local_part", lambda p: (p, block))
     param = torch.zeros(300).requires_grad_()
     optimizer = optim.SGD([param], lr=1.0, perturbation=LEAP, seed=6)
@@ -600,19 +601,22 @@ def test_two_threads_give_the_bits_of_one():
 def test_kernels_are_vectorised():
     kernel = """
 import re, numba
-from flatwise.noise import cpu as noise
-from flatwise.optim import cpu
+import torch
+from flatwise._kernels import forms
+from flatwise._kernels.numba import blend, runtime, updates
 found = []
-compile = noise.cfunc
+compile = runtime.cfunc
 def spy(*args, **options):
     def wrapped(function):
         compiled = compile(*args, **{**options, "cache": False})(function)
         found.append(compiled.inspect_llvm())
         return compiled
     return wrapped
-noise.cfunc = spy
-cpu.adam_kernel(cpu.POSITIVE, cpu.FLOAT32, False, True, True, False)
-cpu.rmsprop_kernel(cpu.NORMAL, cpu.FLOAT32, True, True, True, False)
+runtime.cfunc = spy
+updates.update_kernel(forms.ADAM, forms.POSITIVE, torch.float32, (False, True, True, False))
+updates.update_kernel(forms.RMSPROP, forms.NORMAL, torch.float32, (True, True, True, False))
+blend.blend_kernel(forms.NORMAL, torch.float32)
+assert len(found) == 3
 for llvm in found:
     roots = re.findall(r"call <(?:4|8|16) x float> @llvm.sqrt.v(?:4|8|16)f32", llvm)
     assert roots, "not vectorised"
@@ -644,8 +648,8 @@ print(p.tolist())
 
     found = [run()]
     for file, old, new in (
-        ("noise/cpu.py", "u32(0x31848BAB)", "u32(0x31848BAD)"),
-        ("noise/reference.py", "0xBF1D7224", "0xBF2D7224"),
+        ("_kernels/numba/blend.py", "u32(0x31848BAB)", "u32(0x31848BAD)"),
+        ("_noise/reference.py", "0xBF1D7224", "0xBF2D7224"),
     ):
         source = (package / file).read_text()
         assert old in source

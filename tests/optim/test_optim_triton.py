@@ -13,13 +13,12 @@ import torch
 
 import flatwise
 from flatwise import optim
-from flatwise.noise import blender, tables
+from flatwise._kernels import backend, forms
 from interpreter import run_interpreted
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from flatwise.noise import gpu
-from flatwise.optim import gpu_plan, plans
+from flatwise._kernels.triton import backend as gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available() and not INTERPRETED
@@ -56,7 +55,7 @@ def test_under_the_interpreter():
 @pytest.fixture(autouse=True)
 def _triton_serves_the_device(monkeypatch):
     if INTERPRETED:
-        monkeypatch.setitem(blender.BACKENDS, "cpu", "triton")
+        monkeypatch.setitem(backend.BACKENDS, "cpu", "triton")
     with np.errstate(all="ignore"):  # the interpreter computes with numpy, which warns of every infinity
         yield
 
@@ -89,7 +88,7 @@ def reference(name, params, options, perturbation, **noise):
 
 def train_by_torch(optimizer, steps, monkeypatch, start=0):
     with monkeypatch.context() as patch:
-        patch.setattr(blender, "BACKENDS", {})
+        patch.setattr(backend, "BACKENDS", {})
         train(optimizer, steps, start)
 
 
@@ -140,7 +139,7 @@ def test_16_bit_parameters_are_float32_rounded_once(name, options, dtype, monkey
     for p in wide:
         p.grad = torch.randn(p.shape, generator=generator).to(DEVICE, dtype).float()
     with monkeypatch.context() as patch:
-        patch.setattr(blender, "BACKENDS", {})
+        patch.setattr(backend, "BACKENDS", {})
         one.step()
     assert two.fallback is None
     for p, q in zip(ours, wide, strict=True):
@@ -185,7 +184,7 @@ def test_groups_have_their_own_settings_and_gradients_may_be_missing(monkeypatch
                 params[0].grad = params[3].grad = None
             with monkeypatch.context() as patch:
                 if optimizer is one:
-                    patch.setattr(blender, "BACKENDS", {})
+                    patch.setattr(backend, "BACKENDS", {})
                 optimizer.step()
         assert two.fallback is None
     for p, q in zip(ours, theirs, strict=True):
@@ -291,16 +290,16 @@ def test_a_gradient_that_is_not_contiguous_is_read_in_order():
 @on_kernels
 def test_only_what_has_changed_is_sent_again(monkeypatch):
     sent = []
-    monkeypatch.setattr(tables, "_send", lambda rows, *a, send=tables._send: sent.append(rows.shape) or send(rows, *a))
+    monkeypatch.setattr(gpu, "_send", lambda rows, *a, send=gpu._send: sent.append(rows.shape) or send(rows, *a))
     (param,) = parameters(shapes=[(64,)])
     optimizer = optim.Adam([param], lr=0.01, perturbation=LEAP)
     train(optimizer, 1)
     param.grad = torch.ones_like(param)
     sent.clear()
     optimizer.step()
-    assert sent == [(1, 7)]  # the gradient's address
+    assert sent == [(1, forms.ROW_COLUMNS)]  # the gradient's address
     optimizer.step()
-    assert sent == [(1, 7)]
+    assert sent == [(1, forms.ROW_COLUMNS)]
 
 
 @on_kernels
@@ -344,14 +343,14 @@ def test_what_the_kernels_cannot_do_falls_back_visibly_and_rightly(reason, optio
 def test_kernels_that_differ_from_torch_are_not_used(name, wrong, monkeypatch):
     """Both guards of the trial: values, and masks to the bit."""
     assert gpu.works(DEVICE)
-    gpu_plan._failure.cache_clear()
-    right = gpu.reference_factor
+    gpu._failure.cache_clear()
+    right = gpu._factors
 
-    def factor(*given):
+    def factors(*given):
         f = right(*given)
         return f * 1.01 if wrong == "factor" else f.index_fill(0, (f == 1).nonzero()[:1, 0], 0.0)
 
-    monkeypatch.setattr(gpu, "reference_factor", factor)
+    monkeypatch.setattr(gpu, "_factors", factors)
     if wrong == "mask":  # the one element differs by less than the other guard would notice
         monkeypatch.setattr(torch, "finfo", lambda _: type("", (), {"eps": 1.0}))
     ours, theirs = parameters(), parameters()
@@ -360,7 +359,7 @@ def test_kernels_that_differ_from_torch_are_not_used(name, wrong, monkeypatch):
     with pytest.warns(UserWarning, match=f"failed a first trial.*{message}"):
         train(two, 1)
     train(one, 1)
-    gpu_plan._failure.cache_clear()
+    gpu._failure.cache_clear()
     assert message in two.fallback
     assert all(map(torch.equal, ours, theirs))
 
@@ -368,12 +367,12 @@ def test_kernels_that_differ_from_torch_are_not_used(name, wrong, monkeypatch):
 @on_kernels
 def test_where_there_are_no_kernels_torch_serves(monkeypatch):
     backends = {"the kernels of triton": {DEVICE.type: "triton"}, "kernels for xpu": {"xpu": "triton"}}
-    monkeypatch.setattr(plans, "_gpu", lambda: None)
+    monkeypatch.setattr(backend, "load", lambda _: None)
     for reason, of in (
         (r"flatwise\[fast\]", backends["the kernels of triton"]),
         ("for xpu", backends["kernels for xpu"]),
     ):
-        monkeypatch.setattr(plans, "BACKENDS", of)
+        monkeypatch.setattr(backend, "BACKENDS", of)
         optimizer = optim.SGD(parameters(), lr=0.1, perturbation=LEAP)
         with pytest.warns(UserWarning, match=reason):
             train(optimizer, 1)

@@ -11,9 +11,15 @@ import pytest
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from flatwise.report.flatness_figures import against_metric_and_rate, arm_beside_arm
-from flatwise.report.flatness_rows import against_controls, against_vanilla, scale_of
-from flatwise.report.flatness_sentences import correlation_lines, flatness_headline, method_lines
+from flatwise.report.figures import against_metric_and_rate, arm_beside_arm
+from flatwise.report.flatness import (
+    against_controls,
+    against_vanilla,
+    correlation_lines,
+    flatness_headline,
+    method_lines,
+    scale_of,
+)
 from flatwise.report.page import render_page
 from flatwise.report.terminal import show
 from flatwise.stats import Correlation, rank_correlation
@@ -137,7 +143,7 @@ def test_headline_of_a_measure_that_is_the_metrics(sign, word):
     found = study(lambda arm, rate, error: 5 + sign * error)
     assert flatness_headline(found, found.flatness) == (
         "Over the 10 arms, none of the 5 measures of flatness was shown to go along with the mean learning rate, and 5 "
-        f"with test_error, the flatwise arms having the {word} one."
+        f"with test_error, the flatter arms having the {word} one."
     )
 
 
@@ -148,7 +154,7 @@ def test_headline_where_rate_and_metric_go_together():
     found = study(lambda arm, rate, error: 5 - rate + 0.01 * noise("m", arm), errors=errors)
     assert all(m.with_metric.shown and m.with_rate.shown for m in found.flatness.measures)
     assert flatness_headline(found, found.flatness).endswith(
-        "the flatwise arms having the better one; with the rate held fixed, none of the latter still does."
+        "the flatter arms having the better one; with the rate held fixed, none of the latter still does."
     )
     assert all("nothing is left that was shown" in line for _, line in correlation_lines(found, found.flatness))
 
@@ -200,25 +206,26 @@ def test_sentences_of_a_method_and_its_control(method, control, said):
 
 
 def test_tables_show_what_was_judged(comparison):
-    rows = against_vanilla(comparison, comparison.flatness)
-    assert [row.name for row in rows] == [arm.name for arm in comparison.arms]
+    rows = against_vanilla(comparison, comparison.flatness).rows
+    assert [row.cells[0][0].text for row in rows] == [arm.name for arm in comparison.arms]
     trace = comparison.flatness.measures[1]
     index = [arm.name for arm in comparison.arms].index("ralr")
-    cell, of, scale = rows[index].cells[1], trace.arms[index], scale_of(trace)
-    assert cell.verdict == "lower"
-    assert cell.difference == f"{of.vs_vanilla.mean * 10**scale.power:+.{scale.places}f}".replace("-", "−")
-    assert cell.value.startswith(f"{of.mean * 10**scale.power:.{scale.places}f} ± ")
-    assert rows[0].cells[1].verdict == ""
-    controlled = against_controls(comparison, comparison.flatness)
-    assert [row.name for row in controlled] == ["lr_dropout", "random_lr", "ralr", "gaussian_peak"]
-    assert all(cell.value == "" for row in controlled for cell in row.cells)
+    (power, places), of = scale_of(trace), trace.arms[index]
+    value, difference, _, verdict = rows[index].cells[4]  # behind the name, the metric, the loss and one measure
+    assert verdict.text.startswith("↓ lower, p ")
+    assert difference.text == f"{of.vs_vanilla.mean * 10**power:+.{places}f}".replace("-", "−")
+    assert value.text.startswith(f"{of.mean * 10**power:.{places}f} ± ")
+    assert len(rows[0].cells[4]) == 1
+    controlled = against_controls(comparison, comparison.flatness).rows
+    assert [row.cells[0][0].text for row in controlled] == ["lr_dropout", "random_lr", "ralr", "gaussian_peak"]
+    assert not any("±" in line.text for row in controlled for cell in row.cells for line in cell)
 
 
 def test_no_more_is_claimed_than_holm_allows():
     """With 5 seeds no sign-flip p is below 1/16: whatever the differences, nothing is called lower or higher."""
     found = study(by_rate, seeds=5)
-    verdicts = {cell.verdict for row in against_vanilla(found, found.flatness) for cell in row.cells}
-    assert verdicts == {"", "inconclusive", "not tested"}
+    rows = against_vanilla(found, found.flatness).rows[1:]
+    assert {cell[-1].text for row in rows for cell in row.cells[3:]} == {"inconclusive", "not tested"}
     judged = [of.vs_vanilla for m in found.flatness.measures for of in m.arms[1:]]
     judged = [judgement for judgement in judged if judgement.verdict != "not tested"]
     assert all(judgement.p_corrected >= judgement.p for judgement in judged)

@@ -15,8 +15,7 @@ import pytest
 import report_samples
 import study_samples
 from browser import Browser, find_browser
-from flatwise.report.page import write_page
-from flatwise.report.study_page import render_cell, write_study_report
+from flatwise.report.page import render_cell, write_page, write_study_report
 from flatwise_papers.replication.section import LedgerSection
 
 PHONE, DESK = 375, 1280

@@ -240,7 +240,7 @@ def test_a_model_that_is_not_finite_is_missing_with_the_reason(tmp_path, capsys)
     (record,) = [r for r in comparison.records if r.flatness.missing]
     assert (record.arm, record.seed, record.status) == ("lr_dropout", 1, "finished")
     assert sorted(record.flatness.missing) == KEYS
-    assert all("loss of batch 0 is nan" in reason for reason in record.flatness.missing.values())
+    assert all("batch 0: the loss is nan" in reason for reason in record.flatness.missing.values())
     assert "lr_dropout, seed 1: gradient_norm" in " ".join(capsys.readouterr().err.split())
     for measure in comparison.flatness.measures:
         of = {of.arm: of for of in measure.arms}["lr_dropout"]
@@ -248,7 +248,7 @@ def test_a_model_that_is_not_finite_is_missing_with_the_reason(tmp_path, capsys)
         assert math.isnan(of.values[1])
     ((arm, seed, reason),) = comparison.flatness.missing
     assert (arm, seed) == ("lr_dropout", 1)
-    assert "loss of batch 0 is nan" in reason
+    assert "batch 0: the loss is nan" in reason
     assert comparison.flatness.complete == ("vanilla", "lr_dropout (control)")
 
     assert run(broken, out=tmp_path).records == comparison.records

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from flatwise.report.tuning_rows import search_warnings
+from flatwise.report.tuning import search_warnings
 from flatwise.study.plan import plan_cell
 from flatwise.study.search import best, search
 from studies import TUNED, study

@@ -356,7 +356,7 @@ def test_corrupt_jpegs(jpegs):
 
 def test_without_pillow_the_extra_is_named(jpegs, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"pip install 'flatwise\[images\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'flatwise-papers\[images\]'"):
         load_cifar10_jpeg(jpegs[0])
 
 

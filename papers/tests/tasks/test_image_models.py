@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from flatwise.study.tasks.training import Dropout
 from flatwise_papers.tasks.image_models import IMAGE_MODELS, build_image_model
-from flatwise_papers.tasks.residual_networks import CifarBlock, resnet_cifar, wide_resnet
+from flatwise_papers.tasks.residual_networks import BasicBlock, resnet_cifar, wide_resnet
 
 # With 10 classes. From the literature where it counts exactly; WRN and DenseNet-121 by public implementations.
 PARAMETERS = {
@@ -88,7 +88,7 @@ def test_last_features_are_as_small_as_published(name, size):
 
 
 def test_option_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros():
-    block = CifarBlock(4, 8, stride=2).eval()
+    block = BasicBlock(4, 8, stride=2, padded=True).eval()
     nn.init.zeros_(block.bn2.weight)  # the convolutions add nothing: the shortcut alone is left
     x = torch.randn(2, 4, 6, 6)
     expected = torch.zeros(2, 8, 3, 3)
@@ -100,7 +100,7 @@ def test_option_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros()
 
 
 def test_a_block_adds_its_input():
-    block = CifarBlock(4, 4, stride=1).eval()
+    block = BasicBlock(4, 4, stride=1, padded=True).eval()
     x = torch.randn(2, 4, 6, 6)
     y = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
     assert torch.equal(block(x), F.relu(x + y))
@@ -111,7 +111,7 @@ def test_depths_that_do_not_exist(depth):
     with pytest.raises(ValueError, match="6 n \\+ 2 layers"):
         resnet_cifar(10, depth=depth)
     with pytest.raises(ValueError, match="6 n \\+ 4 layers"):
-        wide_resnet(10, depth=depth, width=1)
+        wide_resnet(10, nn.Identity, depth=depth, width=1)
 
 
 def test_initial_weights_are_he_normal():

@@ -40,23 +40,22 @@ from flatwise_papers.tasks.augmentation import (
     cut_out,
     mix,
 )
-from flatwise_papers.tasks.image_models import IMAGE_MODELS, ImageModel
+from flatwise_papers.tasks.image_models import IMAGE_MODELS, ImageModel, build_image_model
 from flatwise_papers.tasks.images import IMAGE_TASKS, error_percent, train_images
+from flatwise_papers.tasks.residual_networks import GlobalAverage
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 BY_NAME = {task.name: task for task in IMAGE_TASKS}
 QUICK = ImageSettings(epochs=2, batch_size=16, learning_rate=0.05)
 
 
-def tiny(classes, *, dropout=0.0, generator=None):
+def tiny(classes, drop=nn.Identity):
     """A network with all that matters, for images of any size."""
-    from flatwise_papers.tasks.residual_networks import GlobalAverage, dropout_layer
-
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(),
-        dropout_layer(dropout, generator),
+        drop(),
         GlobalAverage(),
         nn.Linear(8, classes),
     )
@@ -343,7 +342,7 @@ def keeping_masks(masks):
     """A builder of the tiny model that notes the state of the masks' generator at every training step."""
 
     def build(name, classes, *, dropout, generator):
-        model = tiny(classes, dropout=dropout, generator=generator)
+        model = build_image_model(name, classes, dropout=dropout, generator=generator)
         model.register_forward_pre_hook(lambda m, args: masks.append(generator.get_state()) if m.training else None)
         return model
 

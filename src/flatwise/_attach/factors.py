@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,9 +14,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
 from flatwise._attach.parameters import ALL, Block, group_id, local_part, parameter_ids
-from flatwise.noise import dispatch, reference
-from flatwise.noise.blender import KernelForm
-from flatwise.noise.keys import derive_keys
+from flatwise._kernels.forms import KernelForm
+from flatwise._noise import reference
+from flatwise._noise.keys import derive_keys
 from flatwise.perturbation import Perturbation
 
 # Draw so many at a time: it takes as long as one draw, which alone is slower than a small model's step.
@@ -40,12 +39,11 @@ class Calendar:
         """0-based epoch of a 0-based step."""
         return 0 if self.steps_per_epoch is None else step // self.steps_per_epoch
 
-    def acts(self, perturbation: Perturbation, step: int) -> bool:
-        """Whether the step lies in the perturbation's window."""
-        return perturbation.window.is_always or perturbation.window.contains(self.epoch(step), self.epochs or 0)
-
-    def counter(self, perturbation: Perturbation, step: int) -> int:
-        """Number of the draw that this step uses: the step, the epoch, or 0."""
+    def counter(self, perturbation: Perturbation, step: int) -> int | None:
+        """Number of the draw that a step uses: the step, the epoch, or 0; ``None`` outside the window."""
+        window = perturbation.window
+        if not (window.is_always or window.contains(self.epoch(step), self.epochs or 0)):
+            return None
         match perturbation.cadence:
             case "step":
                 return step
@@ -125,8 +123,8 @@ class Factors:
     Attributes:
         perturbations: the perturbations.
         calendar: how steps make epochs.
-        forms: the distributions that the kernels may have to draw.
-        is_fine: whether some perturbation is finer than a group: then updates are scaled.
+        forms: for each perturbation that is finer than a group, by position, its distribution as the kernels know it.
+        is_fine: whether there are any: then updates are scaled.
     """
 
     def __init__(self, optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar) -> None:
@@ -136,27 +134,20 @@ class Factors:
         self._ids: dict[Tensor, int] = {}
         # Of each group the parameters' ids in this process, and their names.
         self._structure: list[tuple[list[int], list[str] | None]] | None = None
-        acting = [(position, p) for position, p in enumerate(perturbations) if not p.is_identity]
-        self._coarse = [(position, p, None) for position, p in acting if p.acts_on_rate]
-        self._fine = [(position, p, _kernel_form(p)) for position, p in acting if not p.acts_on_rate]
-        self.forms = [form for _, _, form in self._fine if form is not None]
-        self.is_fine = bool(self._fine)
+        self._effective = [(position, p) for position, p in enumerate(perturbations) if not p.is_identity]
+        self.forms = {position: _kernel_form(p) for position, p in self._effective if not p.acts_on_rate}
+        self.is_fine = bool(self.forms)
 
     def at(self, seed: int, step: int) -> Noise:
         """What acts at a step."""
-        fine = self._acting(self._fine, seed, step)
-        by_kernel = fine[0] if len(fine) == 1 and fine[0].form is not None else None
-        return Noise(self._acting(self._coarse, seed, step), fine, by_kernel)
-
-    def _acting(
-        self, perturbations: Sequence[tuple[int, Perturbation, KernelForm | None]], seed: int, step: int
-    ) -> list[Acting]:
-        calendar = self.calendar
-        return [
-            Acting(p, seed, calendar.counter(p, step), position, form)
-            for position, p, form in perturbations
-            if calendar.acts(p, step)
-        ]
+        coarse: list[Acting] = []
+        fine: list[Acting] = []
+        for position, perturbation in self._effective:
+            counter = self.calendar.counter(perturbation, step)
+            if counter is not None:
+                acting = Acting(perturbation, seed, counter, position, self.forms.get(position))
+                (fine if position in self.forms else coarse).append(acting)
+        return Noise(coarse, fine, fine[0] if len(fine) == 1 and fine[0].form is not None else None)
 
     def of_parameter(self, seed: int, step: int, parameter: Tensor) -> Tensor:
         """The whole factor of one parameter; float32, broadcasts over the part that this process holds."""
@@ -203,8 +194,7 @@ class Factors:
 
     def shares_draws(self, other: Factors) -> bool:
         """Whether some parameter of each would draw the same words, given the same seed."""
-        mine, others = ({position for position, _, _ in factors._fine} for factors in (self, other))
-        if mine.isdisjoint(others):
+        if self.forms.keys().isdisjoint(other.forms):
             return False
         for factors in (self, other):
             factors.refresh()
@@ -259,7 +249,7 @@ class Draw:
 
     def run(self, start: int, count: int, device: torch.device) -> Tensor:
         """Factors of the elements ``start … start + count − 1`` of the whole tensor, all of one segment; float32."""
-        return self.perturbation.distribution.sample(dispatch.words_run(self.segment_key, start, count, device))
+        return self.perturbation.distribution.sample(reference.words_run(self.segment_key, start, count, device))
 
     def block(self, block: Block, device: torch.device) -> Tensor:
         """Factors of the elements held here; float32, to broadcast over ``block.local_shape``."""
@@ -271,7 +261,7 @@ class Draw:
                 index = block.channel() if block.shape else torch.zeros((), dtype=torch.int64, device="cpu")
             case _:
                 index = block.index()
-        return self.perturbation.distribution.sample(dispatch.words_at(self.segment_key, index, size, device))
+        return self.perturbation.distribution.sample(reference.words_at(self.segment_key, index, size, device))
 
 
 def draws(perturbation: Perturbation, seed: int, counter: int, position: int, ids: list[int]) -> list[Draw]:
@@ -321,7 +311,7 @@ def blend_(parameter: Tensor, old: Tensor, draws: list[Draw], block: Block) -> N
     if by_element and start is not None and parameter.is_contiguous() and old.is_contiguous():
         flat, flat_old = parameter.view(-1), old.view(-1)
         # In chunks: the factors of a large tensor would be as large as the tensor.
-        for offset, length in dispatch.runs(start, flat.numel()):
+        for offset, length in reference.runs(start, flat.numel()):
             here = slice(offset, offset + length)
             factor = draws[0].run(start + offset, length, parameter.device)
             for draw in draws[1:]:

@@ -18,8 +18,8 @@ from flatwise._attach.factors import Calendar, Factors
 from flatwise._attach.parameters import knows_names
 from flatwise._attach.step import NoisyStep
 from flatwise._attach.support import KNOWN
+from flatwise._noise.keys import COUNTER_LIMIT, stream_seed
 from flatwise.distributions import as_integer
-from flatwise.noise.keys import TICK_LIMIT, stream_seed
 from flatwise.perturbation import Perturbation
 
 HANDLE = "_flatwise_handle"
@@ -167,7 +167,7 @@ class Handle:
 
     @step.setter
     def step(self, value: int) -> None:
-        number = in_range("step", value, TICK_LIMIT)
+        number = in_range("step", value, COUNTER_LIMIT)
         if not self._removers:
             raise ValueError(
                 "cannot set step: this handle was removed. Call flatwise.perturb(optimizer, ..., step=...)"
@@ -204,7 +204,7 @@ class Handle:
         Raises:
             ValueError: the parameter is missing or not the optimizer's, or the step is out of range.
         """
-        step = self.step if step is None else in_range("step", step, TICK_LIMIT)
+        step = self.step if step is None else in_range("step", step, COUNTER_LIMIT)
         if parameter is not None:
             return self._factors.of_parameter(self._noise_seed, step, parameter)
         noise = self._factors.at(self._noise_seed, step)
@@ -228,7 +228,7 @@ class Handle:
         Raises:
             ValueError: the step is out of range, or ``rates`` does not have one number per group.
         """
-        step = self.step if step is None else in_range("step", step, TICK_LIMIT)
+        step = self.step if step is None else in_range("step", step, COUNTER_LIMIT)
         groups = self.optimizer.param_groups
         scheduled = [float(group["lr"]) for group in groups] if rates is None else list(rates)
         if len(scheduled) != len(groups):
@@ -294,7 +294,7 @@ class Handle:
         self._nested = 0
         if not self._state.is_in(optimizer):  # the optimizer loaded a state without calling the load hooks
             self._on_load(optimizer)
-        if _is_priming(optimizer, kwargs):
+        if kwargs and _is_priming(optimizer, kwargs):
             return None
         return self._step.begin(self._noise_seed, self._state.step, args, kwargs)
 

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from flatwise.noise.blender import PLAIN
-from flatwise.noise.keys import unit_id
+from flatwise._kernels.forms import PLAIN
+from flatwise._noise.keys import parameter_id
 
 # Prefixes that wrappers put into names. They are removed, so that a wrapped model draws the same noise as a plain one.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 _DATA_PARALLEL = "module."
 
-ALL = unit_id("all")
+ALL = parameter_id("all")
 
 
 def group_id(index: int) -> int:
     """Identity of the parameter group at this position."""
-    return unit_id(f"group:{index}")
+    return parameter_id(f"group:{index}")
 
 
 def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
@@ -48,7 +48,7 @@ def parameter_ids(optimizer: Optimizer) -> dict[Tensor, int]:
         plain = [_unwrapped(name) for name in names]
         # Keep the prefixes if names would collide without them.
         texts = _distinct(plain if len(set(plain)) == len(set(names)) else names)
-    return {parameter: unit_id(text) for parameter, text in zip(parameters, texts, strict=True)}
+    return {parameter: parameter_id(text) for parameter, text in zip(parameters, texts, strict=True)}
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -12,8 +12,8 @@ from flatwise._attach.factors import Calendar, Factors
 from flatwise._attach.handle import HANDLE, LIVE, Handle, State, in_range, warn_if_named_otherwise, warn_if_other
 from flatwise._attach.parameters import check_memory, knows_names, parameters_of, share_tensor_rates
 from flatwise._attach.support import check_supported, keep_step, unwrapped
+from flatwise._noise.keys import COUNTER_LIMIT, SEED_LIMIT, STREAM_LIMIT
 from flatwise.distributions import as_integer
-from flatwise.noise.keys import SEED_LIMIT, STREAM_LIMIT, TICK_LIMIT
 from flatwise.perturbation import Perturbation, fingerprint
 
 
@@ -82,7 +82,7 @@ def perturb(
     perturbations = tuple(perturbation) if isinstance(perturbation, Sequence) else (perturbation,)
     calendar = Calendar(_count("steps_per_epoch", steps_per_epoch), _count("epochs", epochs))
     seed, stream = _checked("seed", seed, SEED_LIMIT), _checked("stream", stream, SEED_LIMIT)
-    step = _checked("step", step, TICK_LIMIT)
+    step = _checked("step", step, COUNTER_LIMIT)
     _check_perturbations(optimizer, perturbations, calendar)
     factors = Factors(optimizer, perturbations, calendar)
     loaded = State.read(optimizer)

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from flatwise._attach.factors import Bounds, Factors, Noise, blend_, bounded
 from flatwise._attach.parameters import Block, check_memory, local_part, parameters_of
-from flatwise.noise.blender import Blender, Piece, can_blend, compile_ahead
+from flatwise._kernels.backend import Blender, can_blend, compile_ahead
+from flatwise._kernels.forms import Piece
 
 UNBOUNDED: Bounds = (-math.inf, math.inf)
 _form = attrgetter("dtype", "device", "shape")
@@ -44,7 +45,7 @@ class NoisyStep:
         self._factors = factors
         self._moves_all = moves_all
         self._rates = RateLoan()
-        self._copied = False  # whether this step has copied the parameters that may move
+        self._copied: Copied | None = None  # in this step
         self._closure_is_first = False
         self.noise: Noise | None = None
         self.release()
@@ -77,14 +78,15 @@ class NoisyStep:
                 "capture the forward and backward passes only, and step outside the graph"
             )
         noise = self.noise = self._factors.at(seed, step)
-        self._copied = False
+        self._copied = None
         has_closure = any(map(_is_closure, (*args[1:], *kwargs.values())))
         try:
             # Torch's own optimizers call a closure before all else; it makes the gradients, and parameters are copied
             # when it returns. Others may move parameters first.
             if noise.fine and (self._moves_all or not has_closure):
                 self._refresh_and_copy(noise)
-            self._lend_rates(noise)
+            if noise.coarse:
+                self._lend_rates(noise)
         except BaseException:
             self.abandon()
             raise
@@ -97,21 +99,19 @@ class NoisyStep:
     def finish(self) -> None:
         """After the optimizer's own step: restore the rates and scale the updates."""
         self._rates.restore()
-        if self._copied:
-            assert self.noise is not None
+        if self._copied is not None and self.noise is not None:
             with torch.no_grad():
-                self._blend(self.noise)
-        self.noise = None
+                self._blend(self.noise, self._copied)
+        self.noise = self._copied = None
 
     def abandon(self) -> None:
         """After an exception inside the step: restore the rates and scale nothing."""
         self._rates.restore()
-        self.noise = None
+        self.noise = self._copied = None
 
     def _lend_rates(self, noise: Noise) -> None:
-        if noise.coarse:
-            for index, group in enumerate(self._optimizer.param_groups):
-                self._rates.lend(group, noise.rate_factors(index))
+        for index, group in enumerate(self._optimizer.param_groups):
+            self._rates.lend(group, noise.rate_factors(index))
 
     def _shielded(self, closure: Callable[..., Any]) -> Callable[..., Any]:
         """A closure that runs as between two steps: it is no part of the update that is perturbed.
@@ -132,14 +132,14 @@ class NoisyStep:
                     self._refresh_and_copy(self.noise)
                 return result
             finally:
-                if self.noise is not None:
+                if self.noise is not None and self.noise.coarse:
                     self._lend_rates(self.noise)
 
         return shielded
 
     def _is_unmoved(self) -> bool:
         """Whether the optimizer has not moved anything yet in this step."""
-        return not self._copied or all(torch.equal(slot.old, slot.local) for slot in self._moving.slots)
+        return self._copied is None or all(torch.equal(slot.old, slot.local) for slot in self._moving.slots)
 
     def _refresh_and_copy(self, noise: Noise) -> None:
         """Copy what may move, as it is now."""
@@ -154,13 +154,12 @@ class NoisyStep:
         moving = [p for group in groups for p in group["params"] if every or p.grad is not None]
         if list(map(id, moving)) != self._moving.ids or not _fit(self._moving.slots):
             self._moving = self._prepared(moving)
-        self._copied = True
-        blender, rest = self._division(noise)
-        if blender is not None:
-            blender.copy(self._moving.pieces)
-        if rest:
+        copied = self._copied = self._divided(noise)
+        if copied.blender is not None:
+            copied.blender.copy(copied.pieces)
+        if copied.rest:
             with torch.no_grad():
-                torch._foreach_copy_([slot.old for slot in rest], [slot.local for slot in rest])
+                torch._foreach_copy_([slot.old for slot in copied.rest], [slot.local for slot in copied.rest])
 
     def _prepared(self, parameters: list[Tensor]) -> Moving:
         """The slots of some parameters; made, with kernels compiled, before the optimizer changes anything."""
@@ -168,7 +167,7 @@ class NoisyStep:
             slot = self._slots.get(parameter)
             if slot is None or not _fit([slot]):
                 slot = self._slots[parameter] = Slot.of(parameter)
-                for form in self._factors.forms if slot.is_fast else ():
+                for form in filter(None, self._factors.forms.values() if slot.is_fast else ()):
                     compile_ahead(form, slot.local)
         slots = [self._slots[parameter] for parameter in parameters]
         fast = [slot for slot in slots if slot.is_fast]
@@ -176,27 +175,26 @@ class NoisyStep:
         pieces = [Piece(slot.local, slot.old, slot.block.start or 0, i) for slot, i in zip(fast, ids, strict=True)]
         return Moving(list(map(id, parameters)), slots, pieces, [slot for slot in slots if not slot.is_fast])
 
-    def _blend(self, noise: Noise) -> None:
-        """Scale the updates: with the kernels where they can, else with the reference."""
-        blender, rest = self._division(noise)
-        if blender is not None and noise.by_kernel is not None:
-            blender.blend(self._moving.pieces, noise.by_kernel.seed, noise.by_kernel.counter)
-        if rest:
-            drawn = noise.draws(self._factors.ids([slot.parameter for slot in rest]))
-            for slot, of_parameter in zip(rest, drawn, strict=True):
-                blend_(slot.local, slot.old, of_parameter, slot.block)
-
-    def _division(self, noise: Noise) -> tuple[Blender | None, list[Slot]]:
-        """Who scales the moving slots: a blender its pieces, if the kernels can, and the reference the rest."""
-        by_kernel = noise.by_kernel
-        if by_kernel is None or by_kernel.form is None:
-            return None, self._moving.slots
-        if not self._moving.pieces:
-            return None, self._moving.rest
-        blender = self._blenders.get(by_kernel.position)
+    def _divided(self, noise: Noise) -> Copied:
+        """The moving parameters, divided into those that the kernels can scale at this step and the rest."""
+        acting, moving = noise.by_kernel, self._moving
+        if acting is None or acting.form is None:
+            return Copied(None, [], moving.slots)
+        if not moving.pieces:
+            return Copied(None, [], moving.rest)
+        blender = self._blenders.get(acting.position)
         if blender is None:
-            blender = self._blenders[by_kernel.position] = Blender(by_kernel.form, by_kernel.position)
-        return blender, self._moving.rest
+            blender = self._blenders[acting.position] = Blender(acting.form, acting.position)
+        return Copied(blender, moving.pieces, moving.rest)
+
+    def _blend(self, noise: Noise, copied: Copied) -> None:
+        """Scale the updates: with the kernels where they can, else with the reference."""
+        if copied.blender is not None and noise.by_kernel is not None:
+            copied.blender.blend(copied.pieces, noise.by_kernel.seed, noise.by_kernel.counter)
+        if copied.rest:
+            drawn = noise.draws(self._factors.ids([slot.parameter for slot in copied.rest]))
+            for slot, of_parameter in zip(copied.rest, drawn, strict=True):
+                blend_(slot.local, slot.old, of_parameter, slot.block)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -247,6 +245,20 @@ class Moving(NamedTuple):
 
     ids: list[int]
     slots: list[Slot]
+    pieces: list[Piece]
+    rest: list[Slot]
+
+
+class Copied(NamedTuple):
+    """The parameters that a step has copied, and who scales their updates.
+
+    Attributes:
+        blender: scales the pieces; ``None`` if there are none.
+        pieces: those that the kernels scale.
+        rest: the slots that the reference scales.
+    """
+
+    blender: Blender | None
     pieces: list[Piece]
     rest: list[Slot]
 

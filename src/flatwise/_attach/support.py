@@ -7,6 +7,7 @@ optimizer is measured on toy copies when a perturbation is attached (``probe.py`
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +31,7 @@ _REFUSED_PER_ELEMENT = {
 _LINEAR = (
     "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "SGD", "SparseAdam",
 )  # fmt: skip
+_PER_ELEMENT = " cannot be perturbed per element, channel or tensor"
 _ANOTHER = "Use a perturbation with scope 'all' or 'group', or another optimizer, such as SGD or AdamW"
 
 
@@ -76,17 +78,8 @@ def check_supported(optimizer: Optimizer, *, per_element: bool, known: int | Non
         UserWarning: it could not be measured whether the learning rate has an effect (without ``per_element``).
     """
     name = type(optimizer).__name__
-    _refuse_by_name(optimizer, name, per_element)
-    for place in _inner_optimizers(optimizer):
-        raise ValueError(f"{name} wraps other optimizers ({place}), which do the steps: perturb those instead")
-    _refuse_uncountable(optimizer, name)
-    if per_element:
-        _refuse_lost_elements(optimizer, name)
-        if any(group.get("differentiable") for group in optimizer.param_groups):
-            raise ValueError(
-                f"{name} with differentiable=True cannot be perturbed per element, channel or tensor: the update is "
-                "scaled in place. Use differentiable=False, or a perturbation with scope 'all' or 'group'"
-            )
+    for refusal in itertools.chain(_refusals(optimizer), _refusals_per_element(optimizer) if per_element else ()):
+        raise ValueError(f"{name}{refusal}")
     if _is_known(optimizer, name):
         return KNOWN
     if known == MEASURED or (known == UNMEASURED and not per_element):
@@ -101,36 +94,31 @@ def _measured(optimizer: Optimizer, name: str, per_element: bool) -> int:
             "the learning rate. Give the group an 'lr', or use another optimizer, such as SGD or AdamW"
         )
     found = measure(optimizer)
-    if found.failed is None:
-        if found.inert is not None:
+    for reason, consequence in (
+        (
+            found.inert,
+            "noise in the rate would do nothing. Turn off its own step size or its update in the backward pass",
+        ),
+        (found.compounding, "noise would stay in the rate. Switch its own schedule off and use a scheduler"),
+    ):
+        if reason is not None:
             raise ValueError(
-                f"{name} cannot be perturbed: {found.inert} (measured on a toy copy), so noise in the rate would do "
-                "nothing. Turn off its own step size or its update in the backward pass, or use another optimizer, "
-                "such as SGD or AdamW"
+                f"{name} cannot be perturbed: {reason} (measured on a toy copy), so {consequence}, or use another "
+                "optimizer, such as SGD or AdamW"
             )
-        if found.compounding is not None:
-            raise ValueError(
-                f"{name} cannot be perturbed: {found.compounding} (measured on a toy copy), so noise would stay in the "
-                "rate. Switch its own schedule off and use a scheduler, or use another optimizer, such as SGD or AdamW"
-            )
-        if found.nonlinear is None:
-            return MEASURED
-        if per_element:
-            raise ValueError(
-                f"{name} cannot be perturbed per element, channel or tensor: {found.nonlinear} (measured on a toy "
-                f"copy). {_ANOTHER}"
-            )
-        return UNMEASURED
+    if found.failed is None and found.nonlinear is None:
+        return MEASURED
     if per_element:
-        raise ValueError(
-            f"{name} cannot be perturbed per element, channel or tensor: flatwise could not measure whether its update "
-            f"is linear in the learning rate ({found.failed}). {_ANOTHER}"
+        reason = f"{found.nonlinear} (measured on a toy copy)"
+        if found.failed is not None:
+            reason = f"flatwise could not measure whether its update is linear in the learning rate ({found.failed})"
+        raise ValueError(f"{name}{_PER_ELEMENT}: {reason}. {_ANOTHER}")
+    if found.failed is not None:
+        warnings.warn(
+            f"flatwise could not check that the learning rate of {name} acts ({found.failed}). If it does not, the "
+            "noise does nothing: compare one step at two learning rates",
+            stacklevel=5,
         )
-    warnings.warn(
-        f"flatwise could not check that the learning rate of {name} acts ({found.failed}). If it does not, the noise "
-        "does nothing: compare one step at two learning rates",
-        stacklevel=5,
-    )
     return UNMEASURED
 
 
@@ -142,75 +130,72 @@ def _is_known(optimizer: Optimizer, name: str) -> bool:
     return cls.__module__.startswith(("flatwise.optim.", "torch.distributed.optim."))
 
 
-def _refuse_by_name(optimizer: Optimizer, name: str, per_element: bool) -> None:
-    for base in filter(_is_torchs, type(optimizer).__mro__):
-        if base.__name__ in _REFUSED:
-            raise ValueError(
-                f"{name} cannot be perturbed: {_REFUSED[base.__name__]}. "
+def _refusals(optimizer: Optimizer) -> Iterator[str]:
+    """Why no perturbation can act on an optimizer, to follow its name."""
+    for base in _torch_bases(optimizer):
+        if base in _REFUSED:
+            yield (
+                f" cannot be perturbed: {_REFUSED[base]}. "
                 "Use an optimizer whose update is linear in the learning rate, such as SGD or AdamW"
             )
-        if per_element and base.__name__ in _REFUSED_PER_ELEMENT:
-            raise ValueError(
-                f"{name} cannot be perturbed per element, channel or tensor: {_REFUSED_PER_ELEMENT[base.__name__]}. "
-                f"{_ANOTHER}"
-            )
     if getattr(optimizer, "_overlap_with_ddp", False):  # ZeroRedundancyOptimizer
-        raise ValueError(
-            f"{name} with overlap_with_ddp=True cannot be perturbed: it updates inside the backward pass, and its step "
-            "does nothing. Use overlap_with_ddp=False"
+        yield (
+            " with overlap_with_ddp=True cannot be perturbed: it updates inside the backward pass, and its step does "
+            "nothing. Use overlap_with_ddp=False"
         )
-
-
-def _inner_optimizers(optimizer: Optimizer) -> Iterator[str]:
-    """Where a wrapper holds the optimizers that do its steps: ``self.base``, ``self.optimizers[0]``."""
-    if type(optimizer).__module__.startswith("torch."):  # ZeroRedundancyOptimizer passes the rate on
-        return
-    for attribute, value in vars(optimizer).items():
-        yield from _optimizers_in(value, f"self.{attribute}", depth=3)
-
-
-def _optimizers_in(value: Any, place: str, depth: int) -> Iterator[str]:
-    if isinstance(value, Optimizer):
-        yield place
-    elif depth and isinstance(value, (list, tuple)):
-        for position, item in enumerate(value):
-            yield from _optimizers_in(item, f"{place}[{position}]", depth - 1)
-    elif depth and isinstance(value, dict):
-        for key, item in value.items():
-            yield from _optimizers_in(item, f"{place}[{key!r}]", depth - 1)
-
-
-def _refuse_uncountable(optimizer: Optimizer, name: str) -> None:
-    """Raise if ``step`` runs once per parameter or group: every call would count as a step of the training."""
+    if not type(optimizer).__module__.startswith("torch."):  # ZeroRedundancyOptimizer passes the rate on
+        for place in _optimizers_in(vars(optimizer), depth=4):
+            yield f" wraps other optimizers (self.{place}), which do the steps: perturb those instead"
+    # A step for each parameter or group would count as a step of the training.
     if any(group.get("gradient_release") for group in optimizer.param_groups):  # optimi
-        raise ValueError(
-            f"{name} with gradient_release=True cannot be perturbed: it steps every parameter by itself inside the "
-            "backward pass. Use gradient_release=False"
+        yield (
+            " with gradient_release=True cannot be perturbed: it steps every parameter by itself inside the backward "
+            "pass. Use gradient_release=False"
         )
     parameters = parameters_of(optimizer)
     if any(hasattr(parameter, "ds_id") for parameter in parameters) or (not parameters and is_deepspeeds()):
-        raise ValueError(
-            f"{name} cannot be perturbed under DeepSpeed's ZeRO stage 3, which steps it once for each part of the "
+        yield (
+            " cannot be perturbed under DeepSpeed's ZeRO stage 3, which steps it once for each part of the "
             "parameters. Use torch.distributed.fsdp.fully_shard (FSDP2)"
         )
     if len(optimizer.param_groups) > 1 and any(is_deepspeeds(parameter) for parameter in parameters):
-        raise ValueError(
-            f"{name} with {len(optimizer.param_groups)} parameter groups cannot be perturbed under DeepSpeed, which "
-            "steps it once for each group. Use one group, or torch.distributed.fsdp.fully_shard (FSDP2)"
+        yield (
+            f" with {len(optimizer.param_groups)} parameter groups cannot be perturbed under DeepSpeed, which steps it "
+            "once for each group. Use one group, or torch.distributed.fsdp.fully_shard (FSDP2)"
         )
 
 
-def _refuse_lost_elements(optimizer: Optimizer, name: str) -> None:
-    """Raise if this process cannot tell where its elements lie in the whole tensors."""
-    reason = None
+def _refusals_per_element(optimizer: Optimizer) -> Iterator[str]:
+    """Why no perturbation finer than a parameter group can act on an optimizer, to follow its name."""
+    for base in _torch_bases(optimizer):
+        if base in _REFUSED_PER_ELEMENT:
+            yield f"{_PER_ELEMENT}: {_REFUSED_PER_ELEMENT[base]}. {_ANOTHER}"
+    lost = [reason for reason in map(flattened, parameters_of(optimizer)) if reason is not None]
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
-        reason = "it steps an inner optimizer that holds other parameters, at other positions, on every rank"
-    reason = reason or next(filter(None, map(flattened, parameters_of(optimizer))), None)
-    if reason is not None:
-        raise ValueError(
-            f"{name} cannot be perturbed per element, channel or tensor: {reason}. "
-            "Use torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope 'all' or 'group'"
+        lost.insert(0, "it steps an inner optimizer that holds other parameters, at other positions, on every rank")
+    for reason in lost:
+        yield (
+            f"{_PER_ELEMENT}: {reason}. Use torch.distributed.fsdp.fully_shard (FSDP2), or a perturbation with scope "
+            "'all' or 'group'"
         )
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        yield (
+            f" with differentiable=True{_PER_ELEMENT}: the update is scaled in place. Use differentiable=False, or a "
+            "perturbation with scope 'all' or 'group'"
+        )
+
+
+def _optimizers_in(value: Any, depth: int, place: str = "") -> Iterator[str]:
+    """Where a wrapper holds the optimizers that do its steps: ``base``, ``optimizers[0]``."""
+    if isinstance(value, Optimizer):
+        yield place
+    elif depth and isinstance(value, (dict, list, tuple)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _optimizers_in(item, depth - 1, f"{place}[{key!r}]" if place else str(key))
+
+
+def _torch_bases(optimizer: Optimizer) -> list[str]:
+    return [base.__name__ for base in type(optimizer).__mro__ if _is_torchs(base)]
 
 
 def _is_torchs(cls: type) -> bool:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import gc
 import inspect
 import io
 import itertools
-import math
+import pickle
 import random
 import sys
 import types
 import warnings
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from flatwise._attach.parameters import parameters_of
+from flatwise._attach.step import UNBOUNDED, RateLoan, unhooked
 
 MOST_STEPS = 128
 STEPS = 30  # look-ahead, warm-up and preconditioners that are refreshed now and then show within these
@@ -31,6 +31,7 @@ LARGEST = 4096  # most elements of a tensor that a toy copies: real parameters a
 MOST_OBJECTS = 20_000  # most objects that make up an attribute which a toy copies
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+SHARED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, weakref.ref)  # not copied
 NOT_COPIED = {"state", "param_groups", "defaults", "step", "__reduce_ex__"}  # ``step``: schedulers and we wrap it
 
 
@@ -60,10 +61,6 @@ class Path:
         """Whether any parameter changed."""
         return not torch.equal(self.positions[0], self.positions[-1])
 
-    def longest_step(self) -> float:
-        """The largest change of an element in one step."""
-        return float(self.positions.diff(dim=0).abs().max())
-
     def travel(self) -> Tensor:
         """The largest distance of an element of each parameter from its start so far; (steps + 1, parameters)."""
         return self._by_parameter(self.positions - self.positions[0]).cummax(0).values
@@ -72,59 +69,12 @@ class Path:
         """The largest difference of an element of each parameter; (steps + 1, parameters)."""
         return self._by_parameter(self.positions - other.positions)
 
-    def is_single_precision(self) -> bool:
-        """Whether every changed value fits float32: then the optimizer computes in float32."""
-        end = self.positions[-1][self.positions[-1] != self.positions[0]]
-        return torch.equal(end, end.float().double())
-
-    def differs_from(self, other: Path) -> bool:
-        """Whether it differs from its repetition."""
-        return bool((self.gap(other) > 1e-9 * self.travel()).any())
-
-    def responds(self, other: Path, control: Path) -> bool:
-        """Whether another learning rate has an effect, in every group that moves at all."""
-        gaps, rounding, travel = self.gap(other).amax(0), other.gap(control).amax(0), self.travel()[-1]
-        acts = (gaps > 1e-3 * travel) & (gaps > 10 * rounding)
-        by_group = [len(sizes) for sizes in self.sizes]
-        groups = zip(torch.split(acts, by_group), torch.split(travel, by_group), strict=True)
-        return all(bool(a.any()) for a, moved in groups if (moved > 0).any())
-
-    def steps_above_rounding(self, control: Path) -> int:
-        """Number of steps for which a disturbance of the size of rounding stays small."""
-        lost = (self.gap(control) > 0.01 * self.travel() + 1e-9).any(1).tolist()
-        return lost.index(True) - 1 if True in lost else len(lost) - 1
-
-    def parts_from(self, other: Path, control: Path, steps: int) -> float | None:
-        """Largest distance from another path, as a share of that path's travel; ``None`` if rounding explains it.
-
-        The effect of rounding is measured by the other path's disturbed copy, ``control``.
-        """
-        gap, travel = self.gap(other)[: steps + 1], other.travel()[: steps + 1]
-        allowed = precision_of(self.dtype) * travel + 10 * other.gap(control)[: steps + 1] + 1e-15
-        if bool((gap <= allowed).all()):
-            return None
-        return float((gap / travel.clamp(min=1e-30)).nan_to_num(math.inf)[1:].amax())
-
     def _by_parameter(self, differences: Tensor) -> Tensor:
-        parts = torch.split(differences.abs(), [size for sizes in self.sizes for size in sizes], dim=1)
+        parts = torch.split(differences.abs(), list(itertools.chain(*self.sizes)), dim=1)
         return torch.stack([part.amax(1) if part.numel() else part.sum(1) for part in parts], dim=1)
 
 
-def precision_of(dtype: torch.dtype) -> float:
-    """Relative tolerance of two trainings that differ only by rounding errors."""
-    return 1e-6 if dtype in (torch.float64, torch.complex128) else 1e-3
-
-
-def _flat(parameters: list[Tensor]) -> Tensor:
-    real = [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in parameters]
-    return torch.cat([p.reshape(-1).double().cpu() for p in real])
-
-
-_Build = Callable[["Form", list[dict[str, Any]]], Optimizer]
-
-
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """How gradients reach the optimizer."""
 
     closure: bool = False
@@ -142,7 +92,7 @@ class Form:
     optimizer: Optimizer
     device: torch.device
     dtype: torch.dtype
-    build: _Build
+    build: Callable[[Form, list[dict[str, Any]]], Optimizer]
     feed: Feed
     steps: int = STEPS
 
@@ -167,21 +117,21 @@ class Form:
         _seed_generators()
         toy = self._toy(rate)
         parameters = parameters_of(toy)
+        rates = RateLoan()
         waves = [(_wave(p, 1), [_wave(p, phase) for phase in range(7)]) for p in parameters]
         positions = [_flat(parameters)]
         for step, factor in zip(range(steps or self.steps), itertools.cycle(factors)):
-            if afterwards:
-                old = [p.detach().clone() for p in parameters]
-                self._step(toy, parameters, waves, step)
-                with torch.no_grad():
-                    for p, before in zip(parameters, old, strict=True):
+            old = [p.detach().clone() for p in parameters]
+            if not afterwards:
+                for group in toy.param_groups:
+                    rates.lend(group, [(factor, UNBOUNDED)])
+            self._step(toy, parameters, waves, step)
+            rates.restore()
+            with torch.no_grad():
+                for p, before, (_, changing) in zip(parameters, old, waves, strict=True):
+                    if afterwards:
                         p.copy_(torch.lerp(before, p, factor))
-            else:
-                with _lent(toy, factor):
-                    self._step(toy, parameters, waves, step)
-            if shaken:
-                with torch.no_grad():
-                    for p, (_, changing) in zip(parameters, waves, strict=True):
+                    if shaken:
                         p.mul_(1 + 2 * torch.finfo(p.dtype).eps * changing[step % 7].sgn())
             positions.append(_flat(parameters))
         sizes = [[p.numel() * (2 if p.is_complex() else 1) for p in group["params"]] for group in toy.param_groups]
@@ -194,12 +144,12 @@ class Form:
         for group in self.optimizer.param_groups:
             firsts = {shapes[p]: p for p in reversed(group["params"])}
             twins = {shape: self._filled(shape, p) for shape, p in reversed(firsts.items())}
-            like = torch.tensor(0.0) if isinstance(group["lr"], Tensor) else 0.0
-            groups.append({"params": list(twins.values())})
-            _set_rate(groups[-1], like, rate)
+            own = torch.tensor(rate) if isinstance(group["lr"], Tensor) else rate
+            groups.append({"params": list(twins.values()), "lr": own})
         toy = self.build(self, groups)
         for group in toy.param_groups:
-            _set_rate(group, group["lr"], rate)
+            # A tensor is filled in place, as some optimizers insist.
+            group["lr"] = group["lr"].fill_(rate) if isinstance(group["lr"], Tensor) else rate
         if callable(switch := getattr(toy, "train", None)):  # schedule-free optimizers refuse to step outside training
             switch()
         return toy
@@ -223,13 +173,13 @@ class Form:
             return torch.tensor(1.0 / (1 + step), dtype=torch.float64, device=self.device)
 
         closure()
-        function: Callable[..., object] = type(toy).step
-        if getattr(function, "hooked", False):  # without torch's wrapper, which calls the hooks of all optimizers
-            function = inspect.getattr_static(function, "__wrapped__", function)
-        if self.feed.closure:
-            function(toy, closure)
-        else:
-            function(toy)
+        without_hooks = unhooked(type(toy).step)  # torch's wrapper calls the hooks of all optimizers
+        without_hooks(toy, *((closure,) if self.feed.closure else ()))
+
+
+def _flat(parameters: list[Tensor]) -> Tensor:
+    real = [torch.view_as_real(p.detach()) if p.is_complex() else p.detach() for p in parameters]
+    return torch.cat([p.reshape(-1).double().cpu() for p in real])
 
 
 def _toy_shapes(optimizer: Optimizer) -> dict[Tensor, tuple[int, ...]]:
@@ -246,27 +196,6 @@ def _wave(like: Tensor, phase: float) -> Tensor:
     return torch.sin(1.7 * count + phase + 0.4)[: like.numel()].reshape(like.shape).to(like.dtype)
 
 
-@contextlib.contextmanager
-def _lent(toy: Optimizer, factor: float) -> Iterator[None]:
-    """Multiply the learning rates by a factor; a rate that the step itself writes is kept."""
-    clean = [(group, group["lr"], float(group["lr"])) for group in toy.param_groups]
-    for group, rate, value in clean:
-        _set_rate(group, rate, value * factor)
-    noisy = [float(group["lr"]) for group in toy.param_groups]
-    yield
-    for (group, rate, value), lent in zip(clean, noisy, strict=True):
-        if float(group["lr"]) == lent:
-            _set_rate(group, rate, value)
-
-
-def _set_rate(group: dict[str, Any], like: float | Tensor, value: float) -> None:
-    """Sets a group's rate: a tensor is filled in place, as some optimizers insist."""
-    if isinstance(like, Tensor):
-        group["lr"] = like.fill_(value)
-    else:
-        group["lr"] = value
-
-
 def steps_to_see(optimizer: Optimizer) -> int:
     """How many steps show what the optimizer does: more where it has a period of more steps among its options."""
     options = [value for group in optimizer.param_groups for key, value in group.items() if "flatwise" not in key]
@@ -277,113 +206,121 @@ def steps_to_see(optimizer: Optimizer) -> int:
 # Copying an optimizer's options, but nothing large or shared
 
 
-def _copied(form: Form, groups: list[dict[str, Any]], *, defaults_only: bool = False) -> Optimizer:
+def _copied(form: Form, groups: list[dict[str, Any]]) -> Optimizer:
     """A toy made without the constructor: the real optimizer's attributes and a fresh state."""
     real = form.optimizer
     toy = type(real).__new__(type(real))
-    copier = _Copier(form, toy, groups)
+    twins = {id(real): toy, **_twins(form, groups)}
     for own, group in zip(real.param_groups, groups, strict=True):
-        for key, value in own.items():
-            if key in ("params", "lr") or key.startswith("flatwise_"):
-                continue
-            if key in ("capturable", "fused", "foreach"):  # speed, not meaning; some need the real device
-                group[key] = False
-            elif key == "param_names":
-                group[key] = [f"toy.{position}" for position in range(len(group["params"]))]
-            elif not defaults_only or key in real.defaults:
-                copier.copy_into(group, key, real.defaults[key] if defaults_only else value)
-    attributes: dict[str, Any] = {}
-    for key, value in vars(real).items():
-        if key not in NOT_COPIED and not key.startswith(("_optimizer_", "_flatwise")):
-            copier.copy_into(attributes, key, value)
-    vars(toy).update(attributes)
-    defaults: dict[str, Any] = {}
-    for key, value in real.defaults.items():
-        copier.copy_into(defaults, key, value)
+        group.update({key: False for key in ("capturable", "fused", "foreach") if key in own})  # speed, not meaning
+        if "param_names" in own:
+            group["param_names"] = [f"toy.{position}" for position in range(len(group["params"]))]
+        options = {key: value for key, value in own.items() if key not in group and not key.startswith("flatwise_")}
+        group.update(_copies(options, twins, form.device))
+    attributes = {
+        key: value
+        for key, value in vars(real).items()
+        if key not in NOT_COPIED and not key.startswith(("_optimizer_", "_flatwise"))
+    }
+    vars(toy).update(_copies(attributes, twins, form.device))
+    defaults = _copies(real.defaults, twins, form.device)
     toy.__setstate__({"defaults": defaults, "state": defaultdict(dict), "param_groups": groups})
     return toy
-
-
-def _with_defaults(form: Form, groups: list[dict[str, Any]]) -> Optimizer:
-    """As :func:`_copied`, with the groups' counters reset: those of a trained optimizer do not fit a fresh state."""
-    return _copied(form, groups, defaults_only=True)
 
 
 def _constructed(form: Form, groups: list[dict[str, Any]]) -> Optimizer:
     """A toy made by the constructor, with as many of its arguments as can be found."""
     real = form.optimizer
-    parameters = list(inspect.signature(type(real).__init__).parameters.values())[2:]
-    copier = _Copier(form, None, groups)
     options: dict[str, Any] = {}
-    for parameter in parameters:
+    for parameter in list(inspect.signature(type(real).__init__).parameters.values())[2:]:
         for source in (real.param_groups[0], real.defaults, vars(real)):
-            if parameter.name in source and parameter.kind is not parameter.VAR_KEYWORD and parameter.name != "lr":
-                copier.copy_into(options, parameter.name, source[parameter.name])
+            if parameter.name in source and parameter.kind is not parameter.VAR_KEYWORD:
+                options[parameter.name] = source[parameter.name]
                 break
-    if any(parameter.name == "lr" for parameter in parameters):
-        options["lr"] = groups[0]["lr"]
-    return type(real)(groups, **options)
+    rate = {"lr": groups[0]["lr"]} if options.pop("lr", None) is not None else {}
+    return type(real)(groups, **_copies(options, _twins(form, groups), form.device), **rate)
 
 
-BUILDS: tuple[_Build, ...] = (_copied, _with_defaults, _constructed)
+BUILDS = (_copied, _constructed)
 
 
-class _Copier:
-    """Deep copies in which the toy and its parameters take the place of the real ones."""
-
-    def __init__(self, form: Form, toy: Optimizer | None, groups: list[dict[str, Any]]) -> None:
-        self._form = form
-        self._memo: dict[int, Any] = {} if toy is None else {id(form.optimizer): toy}
-        shapes = _toy_shapes(form.optimizer)
-        for own, group in zip(form.optimizer.param_groups, groups, strict=True):
-            twins = {tuple(twin.shape): twin for twin in group["params"]}
-            self._memo.update({id(p): twins[shapes[p]] for p in own["params"]})
-
-    def copy_into(self, place: dict[str, Any], key: str, value: object) -> None:
-        """Copy a value; skip one that cannot be copied safely. A toy that needs it then fails, and another is tried."""
-        if isinstance(value, PLAIN):
-            place[key] = value
-            return
-        with contextlib.suppress(Exception):
-            for found in _reachable(value):
-                if id(found) not in self._memo:
-                    self._memo[id(found)] = self._twin(found)
-            place[key] = _without_repeats(copy.deepcopy(value, self._memo))
-
-    def _twin(self, found: Tensor | torch.Generator | Optimizer) -> object:
-        if isinstance(found, torch.Generator):
-            generator = torch.Generator(found.device)
-            generator.set_state(found.get_state())
-            return generator
-        if isinstance(found, Optimizer) or found.numel() > LARGEST or found.device.type == "meta":
-            raise ValueError("an optimizer or a large tensor is not copied")
-        return found.detach().to(self._form.device, copy=True)
+def _twins(form: Form, groups: list[dict[str, Any]]) -> dict[int, object]:
+    """The toy's parameter in place of each real one, by the real one's id."""
+    shapes = _toy_shapes(form.optimizer)
+    twins: dict[int, object] = {}
+    for own, group in zip(form.optimizer.param_groups, groups, strict=True):
+        by_shape = {tuple(twin.shape): twin for twin in group["params"]}
+        twins.update({id(p): by_shape[shapes[p]] for p in own["params"]})
+    return twins
 
 
-def _reachable(value: object) -> list[Tensor | torch.Generator | Optimizer]:
-    """The tensors, generators and optimizers that a deep copy of a value would reach.
+def _copies(values: dict[str, Any], twins: dict[int, object], device: torch.device) -> dict[str, Any]:
+    """Copies of values, without those that cannot be copied safely: a toy that needs them fails."""
+    copies: dict[str, Any] = {}
+    for key, value in values.items():
+        with contextlib.suppress(Exception):  # whatever foreign objects raise
+            copies[key] = _without_repeats(_Copier(twins, device).copy(value))
+    return copies
 
-    Raises:
-        ValueError: the value holds too many objects, or a closure over such things, which a copy would share.
+
+class _Copier(pickle.Pickler):
+    """Deep copies in which the toy and its parameters take the place of the real ones.
+
+    Args:
+        twins: what takes the place of an object, by the object's id; copies of tensors and generators are added.
+        device: where tensors are copied to.
     """
-    found: list[Tensor | torch.Generator | Optimizer] = []
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        thing = waiting.pop()
-        if id(thing) in seen or isinstance(thing, (*PLAIN, type, types.ModuleType, types.BuiltinFunctionType)):
-            continue
-        seen.add(id(thing))
-        if len(seen) > MOST_OBJECTS:
+
+    def __init__(self, twins: dict[int, object], device: torch.device) -> None:
+        self._file = io.BytesIO()
+        super().__init__(self._file)
+        self._twins = twins
+        self._device = device
+        self._objects = 0
+        self._kept: list[object] = []  # what copies refer to
+
+    def copy(self, value: Any) -> Any:
+        """A deep copy of a value.
+
+        Raises:
+            ValueError: it holds too many objects, a large tensor, another optimizer, or a closure over such things.
+        """
+        self.dump(value)
+        unpickler = pickle.Unpickler(io.BytesIO(self._file.getvalue()))
+        unpickler.persistent_load = self._kept.__getitem__  # type: ignore[method-assign, assignment]
+        return unpickler.load()
+
+    def persistent_id(self, thing: Any) -> int | None:
+        """A position in what copies refer to, for what is not copied by pickle."""
+        self._objects += not isinstance(thing, PLAIN)
+        if self._objects > MOST_OBJECTS:
             raise ValueError("too much to copy")
         if isinstance(thing, (Tensor, torch.Generator, Optimizer)):
-            found.append(thing)
-        elif isinstance(thing, types.FunctionType):
-            if any(_reachable(cell.cell_contents) for cell in thing.__closure__ or ()):
-                raise ValueError("a closure over tensors")
+            if id(thing) not in self._twins:
+                self._twins[id(thing)] = self._twin(thing)
+            self._kept.append(self._twins[id(thing)])
+        elif isinstance(thing, SHARED):
+            for cell in getattr(thing, "__closure__", None) or ():
+                self._check_shared(cell.cell_contents)
+            self._kept.append(thing)
         else:
-            waiting.extend(gc.get_referents(thing))
-    return found
+            return None
+        return len(self._kept) - 1
+
+    def _check_shared(self, value: object) -> None:
+        inside = _Copier({}, self._device)
+        inside.dump(value)
+        if not all(isinstance(thing, SHARED) for thing in inside._kept):
+            raise ValueError("a closure over tensors")
+
+    def _twin(self, thing: Tensor | torch.Generator | Optimizer) -> object:
+        if isinstance(thing, torch.Generator):
+            generator = torch.Generator(thing.device)
+            generator.set_state(thing.get_state())
+            return generator
+        if isinstance(thing, Optimizer) or thing.numel() > LARGEST or thing.device.type == "meta":
+            raise ValueError("an optimizer or a large tensor is not copied")
+        return thing.detach().to(self._device, copy=True)
 
 
 def _without_repeats(value: Any) -> Any:
@@ -404,30 +341,25 @@ def _without_repeats(value: Any) -> Any:
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """Run foreign code under torch's default settings; restore all generators, and silence warnings and output."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    with_gpus = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    on_gpus = torch.cuda.get_rng_state_all() if with_gpus else []
-    # Only if needed, because it slows every operation down.
-    on_cpu = torch.device("cpu") if torch.get_default_device().type != "cpu" else contextlib.nullcontext()
-    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+    numpys, pythons = np.random.get_state(), random.getstate()
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            on_cpu,
-            eager,
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-        ):
+        with contextlib.ExitStack() as settings:
+            settings.enter_context(torch.random.fork_rng(gpus, device_type="cuda"))
+            settings.enter_context(torch.inference_mode(False))
+            settings.enter_context(torch.enable_grad())
+            settings.enter_context(torch.autocast("cpu", enabled=False))
+            if torch.get_default_device().type != "cpu":  # only if needed, because it slows every operation down
+                settings.enter_context(torch.device("cpu"))
+            if "torch._dynamo" in sys.modules:
+                settings.enter_context(torch.compiler.set_stance("force_eager"))
+            settings.enter_context(warnings.catch_warnings())
+            settings.enter_context(contextlib.redirect_stdout(io.StringIO()))
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if on_gpus:
-            torch.cuda.set_rng_state_all(on_gpus)
+        np.random.set_state(numpys)
+        random.setstate(pythons)
 
 
 def _seed_generators() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flatwise.flatness._data import BatchLoss
+from flatwise.flatness._lanczos import Eigenvalues
 from flatwise.flatness.curvature import (
     DiagonalEstimate,
-    Eigenvalues,
     TraceEstimate,
     by_parameter,
     diagonal,

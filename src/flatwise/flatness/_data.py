@@ -1,9 +1,10 @@
-"""Data as batches that are read again and again, and the loss of a batch."""
+"""Data as batches that are read again and again on the model's device, and the loss of a batch."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.guard import FlatnessError, RandomState
+from flatwise.flatness.guard import FlatnessError, RandomState, checked_count, naming, reporting
 
 Batch = Any
 
@@ -29,30 +30,28 @@ IGNORED = -100
 
 @dataclass(slots=True)
 class Replay:
-    """What the batches of a data set were at the first pass over them, for comparison with later passes.
+    """The batches of a data set at the first pass over it, for comparison with later passes.
 
     Attributes:
         batches: a checksum of every batch, in order.
-        complete: whether a pass has come to its end.
+        complete: whether a pass was finished.
     """
 
     batches: list[int] = field(default_factory=list)
     complete: bool = False
 
     def check(self, number: int, batch: Batch) -> None:
-        """Compare a batch with the one at its place before.
+        """Compare a batch with the one at its place in the first pass.
 
         Raises:
-            FlatnessError: it differs, or there was none.
+            FlatnessError: it differs, or the first pass had fewer batches.
         """
         found = checksum(batch)
         if number < len(self.batches):
             if found != self.batches[number]:
-                raise FlatnessError(f"the data change: batch {number} is another one than at the first pass{_ADVICE}")
+                raise _changed(f"batch {number} is another one than at the first pass")
         elif self.complete:
-            raise FlatnessError(
-                f"the data change: the first pass had {len(self.batches)} batches, a later one has more{_ADVICE}"
-            )
+            raise _changed(f"the first pass had {len(self.batches)} batches, a later one has more")
         else:
             self.batches.append(found)
 
@@ -60,66 +59,58 @@ class Replay:
         """Compare the number of batches at the end of a pass.
 
         Raises:
-            FlatnessError: there were more before.
+            FlatnessError: the first pass had more.
         """
         if count != len(self.batches):
-            raise FlatnessError(
-                f"the data change: the first pass had {len(self.batches)} batches, a later one has {count}{_ADVICE}"
-            )
+            raise _changed(f"the first pass had {len(self.batches)} batches, a later one has {count}")
         self.complete = True
 
 
-_ADVICE = (
-    ". Every loss must be over the same data, but a sampler or augmentation with a state of its own, worker processes "
-    "or an exhausted iterator cannot be replayed, and a model may write to its inputs: give list(loader)"
-)
+def _changed(how: str) -> FlatnessError:
+    return FlatnessError(
+        f"the data change: {how}. Every loss must be over the same data, but a sampler or augmentation with a state of "
+        "its own, worker processes or an exhausted iterator cannot be replayed, and a model may write to its inputs: "
+        "give list(loader)"
+    )
 
 
-@dataclass(frozen=True, slots=True)
 class Batches:
-    """Batches that are the same at every pass.
+    """Batches that are the same at every pass, on the model's device.
 
     Every pass starts with the random states of the first, so a loader that shuffles or augments gives the same batches
     every time. Where that is not enough (worker processes that persist and augment, a sampler that counts its epochs),
     the batches' checksums differ from those of the first pass, which is an error.
 
-    Attributes:
-        data: what the user gave: an iterable that can be iterated again, or a list of the one batch that was given.
-        single: whether one batch was given, rather than an iterable of them.
+    Args:
+        data: an iterable that can be iterated again, or one batch, which is put on the device once.
         limit: use at most so many batches of a pass; ``None``: all.
         device: where the batches' tensors go.
         dtype: dtype of their floating-point tensors; ``None``: their own.
         random: the random states that every pass starts with.
-        replay: what the batches were at the first pass.
+        replay: the batches at an earlier pass over the same data; default: none yet.
+
+    Attributes:
+        single: whether the data are one batch, rather than an iterable of them.
+
+    Raises:
+        FlatnessError: ``data`` cannot be iterated, or only once; ``limit`` is not a positive whole number.
     """
 
-    data: Iterable[Batch]
-    single: bool
-    limit: int | None
-    device: torch.device
-    dtype: torch.dtype | None
-    random: RandomState
-    replay: Replay = field(default_factory=Replay)
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         data: Any,
         limit: int | None,
         device: torch.device,
         dtype: torch.dtype | None,
         random: RandomState,
         replay: Replay | None = None,
-    ) -> Batches:
-        """Check the data and put a single batch on the device, once for all.
-
-        Raises:
-            FlatnessError: ``data`` cannot be iterated, or only once; ``limit`` is not a positive whole number.
-        """
-        if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-            raise FlatnessError(f"max_batches must be a positive whole number, or None for all batches; got {limit!r}")
-        single = is_batch(data)
-        if single:
+    ) -> None:
+        if limit is not None:
+            checked_count("max_batches", limit)
+        self.single = isinstance(data, (torch.Tensor, Mapping)) or (
+            isinstance(data, (tuple, list)) and len(data) > 0 and isinstance(data[0], torch.Tensor)
+        )
+        if self.single:
             data = [moved(data, device, dtype)]
         elif not isinstance(data, Iterable):
             raise FlatnessError(f"data must be a loader, a list of batches or one batch; got a {type(data).__name__}")
@@ -128,39 +119,30 @@ class Batches:
                 f"data is a {type(data).__name__}, which would be empty at the second pass: "
                 "give the loader itself, or list(...) of it"
             )
-        return cls(data, single, limit, device, dtype, random, Replay() if replay is None else replay)
+        self.device = device
+        self.replay = Replay() if replay is None else replay
+        self._data, self._limit, self._dtype, self._random = data, limit, dtype, random
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         """Yield the number of each batch and the batch, on the device.
 
         Raises:
-            FlatnessError: the loader raised.
+            FlatnessError: the loader raised, or the batches differ from those of the first pass.
         """
-        self.random.restore()
-        iterator = _iterate(self.data)
-        number = 0
-        while number != self.limit:
-            try:
-                batch = next(iterator)
-            except StopIteration:
+        self._random.restore()
+        # The chain calls iter(data) only when the first batch is asked for: an error there is one of the data too.
+        batches = itertools.islice(itertools.chain(self._data), self._limit)
+        for number in itertools.count():
+            with naming(f"batch {number}"), reporting("the data failed"):
+                batch = next(batches, _END)
+            if batch is _END:
                 break
-            except Exception as error:
-                raise FlatnessError(f"the data failed at batch {number}: {type(error).__name__}: {error}") from error
             self.replay.check(number, batch)
-            yield number, batch if self.single else moved(batch, self.device, self.dtype)
-            number += 1
+            yield number, batch if self.single else moved(batch, self.device, self._dtype)
         self.replay.end(number)
 
 
-def _iterate(data: Iterable[Batch]) -> Iterator[Batch]:
-    yield from data  # so that an error in iter(data) is raised by the first next
-
-
-def is_batch(data: Any) -> bool:
-    """Whether data are one batch: a tensor, a mapping, or a tuple or list whose first item is a tensor."""
-    return isinstance(data, (torch.Tensor, Mapping)) or (
-        isinstance(data, (tuple, list)) and len(data) > 0 and isinstance(data[0], torch.Tensor)
-    )
+_END = object()
 
 
 def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
@@ -321,18 +303,19 @@ def pair_loss(loss: Callable[[Any, Any], torch.Tensor]) -> BatchLoss:
     Raises:
         FlatnessError: ``loss`` has ``reduction="sum"``.
     """
-    if _reduction(loss) == "sum":
-        raise FlatnessError("the loss has reduction='sum': give one with reduction='mean', the mean over the batch")
-    pair = _PairLoss(loss, _cross_entropy_settings(loss))
+    pair = _PairLoss(loss)
     return BatchLoss(pair.function, pair.count)
 
 
 class _PairLoss:
     """``loss(model(inputs), targets)`` of a batch, and what the batch counts."""
 
-    def __init__(self, loss: Callable[[Any, Any], torch.Tensor], targets: Callable[[], tuple[Any, int]] | None) -> None:
+    def __init__(self, loss: Callable[[Any, Any], torch.Tensor]) -> None:
+        if _setting(loss, "reduction") == "sum":
+            raise FlatnessError("the loss has reduction='sum': give one with reduction='mean', the mean over the batch")
         self._loss = loss
-        self._targets = targets  # class weights and the ignored target, of cross-entropies
+        self._is_cross_entropy = _is_cross_entropy(loss)
+        self._is_torchs = _is_torchs(loss)
         self._halved = 0
         self._not_mean: str | None = None
 
@@ -340,7 +323,7 @@ class _PairLoss:
         inputs, targets = batch
         output = model(inputs)
         value = self._loss(output, targets)
-        if self._halved < HALVED and not _is_torchs(self._loss):
+        if self._halved < HALVED and not self._is_torchs:
             self._check_mean(output, targets, value)
         return value
 
@@ -353,8 +336,13 @@ class _PairLoss:
             )
         inputs, targets = batch
         samples = first_dimension(inputs)
-        if self._targets is not None and isinstance(targets, torch.Tensor) and not targets.is_floating_point():
-            return _targets_counted(targets, *self._targets())
+        if self._is_cross_entropy and isinstance(targets, torch.Tensor) and not targets.is_floating_point():
+            # The mean is over the targets that are not ignored, each with its class's weight.
+            kept = targets != _setting(self._loss, "ignore_index", IGNORED)
+            weight = _setting(self._loss, "weight")
+            if weight is None:
+                return int(kept.sum())
+            return float(weight.detach().to(targets.device, torch.float64)[targets[kept]].sum())
         if isinstance(targets, torch.Tensor) and targets.ndim:
             first_dimension(targets)  # refuses ignored targets
         return samples
@@ -371,7 +359,7 @@ class _PairLoss:
         if value.shape != () or not value.is_floating_point():
             return
         middle = len(output) // 2
-        random = RandomState.capture({output.device})
+        random = RandomState({output.device})
         try:
             with torch.no_grad():
                 first = float(self._loss(output[:middle], targets[:middle]))
@@ -407,6 +395,13 @@ class _PairLoss:
             raise FlatnessError(self._not_mean)
 
 
+def _setting(loss: Any, name: str, default: Any = None) -> Any:
+    """A setting of a loss: an attribute of a module, or a keyword of a ``functools.partial``."""
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get(name, default)
+    return getattr(loss, name, default) if isinstance(loss, nn.Module) else default
+
+
 def _is_torchs(loss: Any) -> bool:
     """Whether a loss is a module or a function of torch's, whose means are known."""
     function = loss.func if isinstance(loss, functools.partial) else loss
@@ -414,28 +409,10 @@ def _is_torchs(loss: Any) -> bool:
     return getattr(kind, "__module__", None) in ("torch.nn.modules.loss", "torch.nn.functional")
 
 
-def _reduction(loss: Any) -> Any:
+def _is_cross_entropy(loss: Any) -> bool:
+    """Whether a loss is torch's cross-entropy or negative log-likelihood, as a module, a function or a partial."""
     if isinstance(loss, functools.partial):
-        return (loss.keywords or {}).get("reduction")
-    return getattr(loss, "reduction", None) if isinstance(loss, nn.Module) else None
-
-
-def _cross_entropy_settings(loss: Any) -> Callable[[], tuple[Any, int]] | None:
-    """What gives the class weights and the ignored target of torch's cross-entropies; ``None`` for another loss."""
-    for kind in (nn.CrossEntropyLoss, nn.NLLLoss):
-        if isinstance(loss, kind) and type(loss).forward is kind.forward:
-            return lambda: (loss.weight, loss.ignore_index)
-    function, keywords = loss, {}
-    if isinstance(loss, functools.partial) and not loss.args:
-        function, keywords = loss.func, loss.keywords or {}
-    if function is F.cross_entropy or function is F.nll_loss:
-        return lambda: (keywords.get("weight"), keywords.get("ignore_index", IGNORED))
-    return None
-
-
-def _targets_counted(targets: torch.Tensor, weight: torch.Tensor | None, ignored: int) -> float:
-    """What the mean of a cross-entropy is over: the targets that are not ignored, each with its class's weight."""
-    kept = targets != ignored
-    if weight is not None:
-        return float(weight.detach().to(targets.device, torch.float64)[targets[kept]].sum())
-    return int(kept.sum())
+        return not loss.args and loss.func in (F.cross_entropy, F.nll_loss)
+    if loss in (F.cross_entropy, F.nll_loss):
+        return True
+    return any(isinstance(loss, k) and type(loss).forward is k.forward for k in (nn.CrossEntropyLoss, nn.NLLLoss))

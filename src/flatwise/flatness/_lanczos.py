@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -34,23 +34,24 @@ MISSED = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
-class RitzPairs:
-    """Approximate eigenpairs, the wanted ones first.
+class Eigenvalues:
+    """The largest eigenvalues of a Hessian, or of another symmetric operator.
 
     Attributes:
-        values: shape ``(k,)``, float64.
-        residuals: ``‖A v − value · v‖`` of each, computed with one more product each, shape ``(k,)``; NaN where
-            ``max_iter`` left no product for it.
-        vectors: orthonormal rows, shape ``(k, n)``; ``None`` if not asked for.
-        products: how often the operator was applied.
-        converged: whether each residual is small enough, and a second search found no further copy.
+        values: in descending order, of the value or of the magnitude, as asked for.
+        residuals: ``‖H v − value · v‖`` of each, from a product of its own: there is a true eigenvalue no farther away
+            than this, up to the error of the product. NaN where ``max_iter`` left no product for it.
+        converged: whether every residual is at most ``tol · |value|``, or down at rounding, and for k > 1, whether a
+            second search found no further copy of an eigenvalue. If not, give more ``max_iter``.
+        products: how many Hessian-vector products it took.
+        vectors: the eigenvectors, orthonormal rows, shape ``(k, size)``; ``None`` if not asked for.
     """
 
-    values: torch.Tensor
-    residuals: torch.Tensor
-    vectors: torch.Tensor | None
-    products: int
+    values: tuple[float, ...]
+    residuals: tuple[float, ...]
     converged: bool
+    products: int
+    vectors: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 def lanczos(
@@ -63,7 +64,7 @@ def lanczos(
     max_iter: int = 200,
     basis_size: int | None = None,
     vectors: bool = False,
-) -> RitzPairs:
+) -> Eigenvalues:
     """The ``k`` largest eigenvalues of a symmetric operator, each as often as it occurs.
 
     Args:
@@ -99,7 +100,7 @@ def _search(
     inner: float,
     basis_size: int | None,
     vectors: bool,
-) -> tuple[RitzPairs, bool]:
+) -> tuple[Eigenvalues, bool]:
     """Search until the recurrence's residuals are within ``inner``, and say whether they came to be."""
     n, device, dtype = len(start), start.device, start.dtype
     least = k + (2 if by == "value" else 3)  # a vector for each end that is searched, and the next one
@@ -187,14 +188,14 @@ def _search(
         torch.div(residual, norm, out=basis[last])
 
     _combine(basis[:size], rotation[:, wanted].to(device, dtype))
-    best, true = values[wanted], torch.full((len(wanted),), math.nan, dtype=torch.float64, device="cpu")
+    found_values: list[float] = values[wanted].tolist()
+    true = [math.nan] * len(found_values)
     for index in range(min(k, max_iter - products)):
-        residual = apply(basis[index]).sub_(basis[index], alpha=float(best[index]))
-        true[index] = _norm(residual)
+        true[index] = _norm(apply(basis[index]).sub_(basis[index], alpha=found_values[index]))
         products += 1
-    small = true <= (tol * best.abs()).clamp_min(rounding)  # false for NaN
+    small = all(error <= max(tol * abs(value), rounding) for value, error in zip(found_values, true, strict=True))
     found = basis[:k].clone() if vectors else None
-    return RitzPairs(best, true, found, products, done and bool(small.all())), done
+    return Eigenvalues(tuple(found_values), tuple(true), done and small, products, found), done
 
 
 def _sides(values: torch.Tensor, order: torch.Tensor, k: int, by: By) -> list[tuple[int, float, float]]:

@@ -1,79 +1,71 @@
-"""Several models over several data sets, all measured in the same way."""
+"""Several models over several data sets, by name, all measured in the same way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from flatwise.flatness._data import Replay
-from flatwise.flatness.guard import FlatnessError, Mode, untouched
-from flatwise.flatness.objective import Loss, Objective, measuring_again
+from flatwise.flatness.guard import FlatnessError, naming, untouched
+from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
-Progress: TypeAlias = Callable[[int, int], None]
+Rows: TypeAlias = tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+class PathOptions(Options, total=False):
+    """How to measure losses along paths: :class:`Options`, and ``progress``.
+
+    ``progress`` is called after each loss as ``progress(losses so far, all losses)``.
+    """
+
+    progress: Progress | None
+
+
 class ModelsAndData:
-    """What is measured: models, data sets, and how.
+    """Models and data sets to measure, and how.
+
+    Args:
+        model: a module, or a mapping of names to modules.
+        loss, **options: as for :func:`flatwise.flatness.measuring`.
+        data: data as :func:`flatwise.flatness.measuring` takes them, or a mapping of names to such data. A mapping that
+            has a tensor among its values is one batch.
+        progress: called after each step as ``progress(steps so far, all steps)``.
 
     Attributes:
         models: by name; a single one is called ``"model"``.
         data: data sets by name; a single one is called ``"data"``.
-        loss, max_batches, mode, dtype: as for :func:`flatwise.flatness.measuring`.
-        replays: by data set, what its batches were at the first pass: all models must see the same.
+
+    Raises:
+        FlatnessError: an empty mapping.
     """
 
-    models: dict[str, nn.Module]
-    data: dict[str, Any]
-    loss: Loss
-    max_batches: int | None
-    mode: Mode
-    dtype: torch.dtype | None
-    replays: dict[str, Replay] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        model: Models,
-        loss: Loss,
-        data: Any,
-        *,
-        max_batches: int | None,
-        mode: Mode,
-        dtype: torch.dtype | None,
-    ) -> ModelsAndData:
-        """Name what the user gave.
-
-        Args:
-            model: a module, or a mapping of names to modules.
-            data: data as :func:`flatwise.flatness.measuring` takes them, or a mapping of names to such data. A mapping
-                that has a tensor among its values is one batch.
-
-        Raises:
-            FlatnessError: an empty mapping.
-        """
-        models = dict(model) if isinstance(model, Mapping) else {"model": model}
+    def __init__(
+        self, model: Models, loss: Loss, data: Any, progress: Progress | None = None, **options: Unpack[Options]
+    ) -> None:
         several = isinstance(data, Mapping) and not any(isinstance(item, torch.Tensor) for item in data.values())
-        sets = dict(data) if several else {"data": data}
-        for kind, given in (("model", models), ("data set", sets)):
+        self.models: dict[str, nn.Module] = dict(model) if isinstance(model, Mapping) else {"model": model}
+        self.data: dict[str, Any] = dict(data) if several else {"data": data}
+        for kind, given in (("model", self.models), ("data set", self.data)):
             if not given:
                 raise FlatnessError(f"no {kind} was given: the mapping is empty")
-        return cls(models, sets, loss, max_batches, mode, dtype)
-
-    def alone(self, name: str) -> ModelsAndData:
-        """The same with one of the models."""
-        return replace(self, models={name: self.models[name]})
+        self.loss, self.progress, self.options = loss, progress, options
+        self._replays: dict[str, Replay] = {}  # by data set: all models must see the same batches
 
     @property
     def first(self) -> nn.Module:
         """The first model: directions that all share are made from its weights."""
         return next(iter(self.models.values()))
+
+    @property
+    def first_data(self) -> str:
+        """The name of the first data set: directions that depend on data are made from it."""
+        return next(iter(self.data))
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -88,25 +80,58 @@ class ModelsAndData:
             model, data: names.
             loss: in place of :attr:`loss`, which is lent all the same.
         """
-        try:
-            with measuring_again(
-                self.models[model],
-                self.loss if loss is None else loss,
-                self.data[data],
-                max_batches=self.max_batches,
-                mode=self.mode,
-                dtype=self.dtype,
-                replay=self.replays.setdefault(data, Replay()),
-            ) as objective:
-                if loss is not None and isinstance(self.loss, nn.Module):
-                    with untouched(self.loss, mode=self.mode, dtype=self.dtype):
-                        yield objective
-                else:
+        several = len(self.models) > 1 or len(self.data) > 1
+        measured = measuring_again(
+            self.models[model],
+            self.loss if loss is None else loss,
+            self.data[data],
+            self._replays.setdefault(data, Replay()),
+            **self.options,
+        )
+        with naming(f"model {model!r}, data {data!r}") if several else nullcontext(), measured as objective:
+            if loss is not None and isinstance(self.loss, nn.Module):
+                mode, dtype = self.options.get("mode", "eval"), self.options.get("dtype")
+                with untouched(self.loss, mode=mode, dtype=dtype):
                     yield objective
-        except FlatnessError as error:
-            if len(self.models) == 1 and len(self.data) == 1:
-                raise
-            raise FlatnessError(f"model {model!r}, data {data!r}: {error}") from error.__cause__
+            else:
+                yield objective
+
+    def losses(
+        self, rows: Callable[[str, Objective], Iterable[Iterable[torch.Tensor | None]]], count: int
+    ) -> Iterator[tuple[str, str, float, Rows]]:
+        """Measure every model over every data set at rows of weights.
+
+        Args:
+            rows: from a model's name and its objective to the weights; ``None``: the model's own.
+            count: how many losses that is, for each model and data set.
+
+        Yields:
+            The names of the model and the data set, the loss of the model as it is, and the losses.
+        """
+        step = self.counter(len(self.pairs) * count)
+        for model, data in self.pairs:
+            with self.measuring(model, data) as objective:
+                center = objective.loss()
+                measured = []
+                for row in rows(model, objective):
+                    losses = []
+                    for weights in row:
+                        losses.append(center if weights is None else objective.loss(weights))
+                        step()
+                    measured.append(tuple(losses))
+            yield model, data, center, tuple(measured)
+
+    def counter(self, most: int) -> Callable[[], None]:
+        """A function to call after each of ``most`` steps: it reports the progress."""
+        done = 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            if self.progress is not None:
+                self.progress(done, most)
+
+        return step
 
     def check_same_parameters(self) -> None:
         """Refuse models that cannot be moved along the same directions.
@@ -121,24 +146,11 @@ class ModelsAndData:
             if shapes == first:
                 continue
             differing = next(key for key in {**first, **shapes} if first.get(key) != shapes.get(key))
+            one, other = (of.get(differing, "missing or frozen") for of in (first, shapes))
             raise FlatnessError(
                 "models can be compared along the same directions only if their parameters that require a gradient "
-                f"have the same names and shapes: {differing!r} is {_shape(first, differing)} in {first_name!r} and "
-                f"{_shape(shapes, differing)} in {name!r}"
+                f"have the same names and shapes: {differing!r} is {one} in {first_name!r} and {other} in {name!r}"
             )
-
-
-def counter(progress: Progress | None, most: int) -> Callable[[], None]:
-    """A function to call after each step: it calls ``progress(steps so far, most)``."""
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, most)
-
-    return step
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -150,7 +162,3 @@ def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     if not isinstance(model, nn.Module):
         raise FlatnessError(f"a model must be a torch.nn.Module; got a {type(model).__name__}")
     return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _shape(shapes: dict[str, tuple[int, ...]], name: str) -> str:
-    return str(shapes[name]) if name in shapes else "missing or frozen"

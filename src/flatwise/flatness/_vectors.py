@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import reduce
 from typing import Literal, TypeAlias
 
 import torch
@@ -13,6 +13,10 @@ from flatwise.flatness.guard import FlatnessError
 from flatwise.flatness.objective import Objective
 
 Weights: TypeAlias = Mapping[str, torch.Tensor] | Iterable[torch.Tensor] | torch.Tensor
+Normalization: TypeAlias = Literal["unit", "filter"]
+Selection: TypeAlias = str | Iterable[str]
+Directions: TypeAlias = Callable[[Objective], Iterator[torch.Tensor]]
+"""Gives the directions, vectors of shape (size,), along which an objective's weights move: always the same ones."""
 
 
 def own_weights(model: nn.Module) -> torch.Tensor:
@@ -20,7 +24,8 @@ def own_weights(model: nn.Module) -> torch.Tensor:
 
     Float32 at least, on the first one's device: what :meth:`flatwise.flatness.Objective.vector` gives.
     """
-    return _joined(_trainable(model), model)
+    trainable = _trainable(model)
+    return _joined(trainable, trainable)
 
 
 def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tensor:
@@ -48,9 +53,8 @@ def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tenso
         vector = torch.empty_like(own_weights(model)).copy_(weights.detach())
     else:
         named = _by_name(model, trainable, weights, what)
-        _check_shapes(trainable, named, what)
-        _check_frozen(model, named, what)
-        vector = _joined({name: named[name] for name in trainable}, model)
+        _check_fit(model, named, what)
+        vector = _joined({name: named[name] for name in trainable}, trainable)
     if not vector.isfinite().all():
         raise FlatnessError(f"{what} has values that are not finite")
     return vector
@@ -90,12 +94,12 @@ def _by_name(
     what: str,
 ) -> dict[str, torch.Tensor]:
     if isinstance(weights, Mapping):
-        missing = [name for name in trainable if name not in weights]
-        if missing:
-            raise FlatnessError(
-                f"{what} has no {missing[0]!r}, a parameter of the model, but {list(weights)[:3]}: give "
-                "model.state_dict()"
-            )
+        for name in trainable:
+            if name not in weights:
+                raise FlatnessError(
+                    f"{what} has no {name!r}, a parameter of the model, but {list(weights)[:3]}: give "
+                    "model.state_dict()"
+                )
         return {name: weights[name] for name, _ in model.named_parameters() if name in weights}
     given = list(weights)
     for names in (list(trainable), [name for name, _ in model.named_parameters()]):
@@ -106,46 +110,28 @@ def _by_name(
     )
 
 
-def _check_shapes(trainable: dict[str, torch.Tensor], named: dict[str, torch.Tensor], what: str) -> None:
-    for name, parameter in trainable.items():
-        value = named[name]
-        if not isinstance(value, torch.Tensor):
-            raise FlatnessError(f"{what}: {name!r} must be a tensor; got a {type(value).__name__}")
-        if value.shape != parameter.shape:
-            raise FlatnessError(
-                f"{what}: {name!r} has shape {tuple(value.shape)}; the model's has {tuple(parameter.shape)}"
-            )
-
-
-def _check_frozen(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> None:
+def _check_fit(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> None:
+    """Refuse values that are no tensors of the model's shapes, or that differ from its frozen parameters."""
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad or name not in named:
-            continue
-        if not torch.equal(named[name].detach().to(parameter), parameter.detach()):
+        if not parameter.requires_grad:
+            if name in named and not torch.equal(named[name].detach().to(parameter), parameter.detach()):
+                raise FlatnessError(
+                    f"{what} differs from the model in {name!r}, which does not require a gradient and so is not "
+                    "moved: call requires_grad_() on it first, or leave it out"
+                )
+        elif not isinstance(named[name], torch.Tensor):
+            raise FlatnessError(f"{what}: {name!r} must be a tensor; got a {type(named[name]).__name__}")
+        elif named[name].shape != parameter.shape:
             raise FlatnessError(
-                f"{what} differs from the model in {name!r}, which does not require a gradient and so is not moved: "
-                "call requires_grad_() on it first, or leave it out"
+                f"{what}: {name!r} has shape {tuple(named[name].shape)}; the model's has {tuple(parameter.shape)}"
             )
 
 
-def _joined(named: dict[str, torch.Tensor], model: nn.Module) -> torch.Tensor:
-    dtype, devices = torch.float32, []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-            devices.append(parameter.device)
-    vector = torch.empty(sum(math.prod(value.shape) for value in named.values()), dtype=dtype, device=devices[0])
-    start = 0
-    for value in named.values():
-        vector[start : start + value.numel()] = value.detach().flatten()
-        start += value.numel()
-    return vector
-
-
-Normalization = Literal["unit", "filter"]
-Selection: TypeAlias = str | Iterable[str]
-Directions: TypeAlias = Callable[[Objective], Iterator[torch.Tensor]]
-"""What gives the directions, vectors of shape (size,), to move an objective's weights along: always the same ones."""
+def _joined(named: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The values as one vector, in the widest dtype of the model's parameters, ``like``, and on the first's device."""
+    dtype = reduce(torch.promote_types, (parameter.dtype for parameter in like.values()), torch.float32)
+    device = next(iter(like.values())).device
+    return torch.cat([value.detach().to(device, dtype).flatten() for value in named.values()])
 
 
 def given_directions(vectors: Iterable[torch.Tensor]) -> Directions:
@@ -183,11 +169,8 @@ def random_directions(count: int, seed: int, normalize: Normalization, names: fr
             for name, part in objective.split(direction).items():
                 if name not in names:
                     part.zero_()
-            if normalize == "filter":
-                direction = filter_normalized(objective, direction)
-            else:
-                direction = unit(direction, "the random direction")
-            yield direction
+            filters = normalize == "filter"
+            yield filter_normalized(objective, direction) if filters else unit(direction, "the random direction")
 
     return directions
 
@@ -238,9 +221,8 @@ def selected(model: nn.Module, parameters: Selection) -> frozenset[str]:
         FlatnessError: a name that is not the model's, or of which nothing requires a gradient; no names.
     """
     trainable = {name: p.requires_grad for name, p in model.named_parameters()}
-    wanted = [parameters] if isinstance(parameters, str) else list(parameters)
     chosen: list[str] = []
-    for item in wanted:
+    for item in [parameters] if isinstance(parameters, str) else parameters:
         if item == "all":
             found = list(trainable)
         elif item == "first":

@@ -10,250 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from scipy import special
 from torch import nn
+from typing_extensions import Unpack
 
-from flatwise.flatness._lanczos import By, lanczos
-from flatwise.flatness.guard import FlatnessError, Mode, checked_count
-from flatwise.flatness.objective import Loss, Objective, measuring
-
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Eigenvalues:
-    """The largest eigenvalues of a Hessian.
-
-    Attributes:
-        values: in descending order, of the value or of the magnitude, as asked for.
-        residuals: ``‖H v − value · v‖`` of each, from a product of its own: there is a true eigenvalue no farther away
-            than this, up to the error of the product. NaN where ``max_iter`` left no product for it.
-        converged: whether every residual is at most ``tol · |value|``, or down at rounding, and for k > 1, whether a
-            second search found no further copy of an eigenvalue. If not, give more ``max_iter``.
-        products: how many Hessian-vector products it took.
-        vectors: the eigenvectors, orthonormal rows, shape ``(k, size)``; ``None`` if not asked for.
-    """
-
-    values: tuple[float, ...]
-    residuals: tuple[float, ...]
-    converged: bool
-    products: int
-    vectors: torch.Tensor | None = field(default=None, repr=False, compare=False)
-
-
-def gradient_norm(
-    model: nn.Module,
-    loss: Loss,
-    data: Any,
-    *,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-) -> float:
-    """The Euclidean norm of the gradient of the mean loss: of the mean gradient, not the mean of the batches' norms.
-
-    Raises:
-        FlatnessError: bad input.
-    """
-    with measuring(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype) as objective:
-        return float(torch.linalg.vector_norm(objective.gradient()[1], dtype=torch.float64))
-
-
-def hvp(
-    model: nn.Module,
-    loss: Loss,
-    data: Any,
-    vectors: torch.Tensor,
-    *,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """The Hessian of the mean loss times one or several vectors.
-
-    Args:
-        vectors: shape ``(size,)`` or ``(n, size)``, in the order of ``model.named_parameters()``, those that require a
-            gradient: what ``torch.nn.utils.parameters_to_vector`` makes of them.
-
-    Returns:
-        The products, in the shape of ``vectors``, on the model's device and in the dtype of the computation.
-
-    Raises:
-        FlatnessError: bad input.
-    """
-    with measuring(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype) as objective:
-        return objective.hvp(vectors)
-
-
-def top_eigenvalues(
-    model: nn.Module,
-    loss: Loss,
-    data: Any,
-    k: int = 1,
-    *,
-    by: By = "value",
-    tol: float = 1e-3,
-    max_iter: int = 200,
-    seed: int = 0,
-    vectors: bool = False,
-    basis_size: int | None = None,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
-) -> Eigenvalues:
-    """The ``k`` largest eigenvalues of the Hessian, by Lanczos' method.
-
-    An eigenvalue that occurs several times is returned as often, if the search converged. In float32, products have an
-    error of some 1e-6 of the largest magnitude: for eigenvalues much smaller than that, ask for
-    ``dtype=torch.float64``.
-
-    Args:
-        k: how many. Default: 1.
-        by: ``"value"`` (the default): the most positive ones; ``"magnitude"``: negative ones count by their size.
-        tol: stop when the residual of each is at most ``tol`` times its magnitude, or down at rounding. Default: 1e-3;
-            the error is mostly far below.
-        max_iter: make at most so many Hessian-vector products, of which the residuals take k. Default: 200.
-        seed: of the vector to start from.
-        vectors: whether to return the eigenvectors. Default: ``False``.
-        basis_size: how many vectors of the model's size to keep in memory; default: the larger of 20 and ``2 k + 10``.
-            More need fewer products.
-        progress: called after each product as ``progress(products so far, max_iter)``.
-
-    Raises:
-        FlatnessError: bad input.
-    """
-    _check_top(k, by, tol, max_iter, basis_size)
-    with measuring(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype) as objective:
-        if k > objective.size:
-            raise FlatnessError(f"k is {k}, but the Hessian has only {objective.size} eigenvalues")
-        # Drawn on the CPU: the same for every device.
-        generator = torch.Generator().manual_seed(seed)
-        start = torch.randn(objective.size, generator=generator, dtype=objective.dtype, device="cpu")
-        pairs = lanczos(
-            _counted(objective, max_iter, progress),
-            start.to(objective.device),
-            k,
-            by=by,
-            tol=tol,
-            max_iter=max_iter,
-            basis_size=basis_size,
-            vectors=vectors,
-        )
-    return Eigenvalues(
-        tuple(pairs.values.tolist()), tuple(pairs.residuals.tolist()), pairs.converged, pairs.products, pairs.vectors
-    )
-
-
-def trace(
-    model: nn.Module,
-    loss: Loss,
-    data: Any,
-    *,
-    tol: float = 0.02,
-    max_probes: int = 200,
-    seed: int = 0,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
-) -> TraceEstimate:
-    """The trace of the Hessian, the sum of its eigenvalues, by Hutchinson's estimator with random signs.
-
-    Args:
-        tol: stop when the standard error is at most ``tol`` times the estimate. Default: 0.02. With 0, all probes are
-            used. Stopping makes the error bar a little short, since spreads that came out small stop first: measured on
-            an MLP, it held the truth in 0.93 of the trials where it stopped after 30 probes on average, and in 0.94 to
-            0.95 with a fixed number.
-        max_probes: make at most so many Hessian-vector products. Default: 200.
-        seed: of the probes, which come from a generator of their own.
-        progress: called after each block of products as ``progress(products so far, max_probes)``.
-
-    Raises:
-        FlatnessError: bad input.
-    """
-    check_probes(tol, max_probes)
-    with measuring(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype) as objective:
-        products = _counted(objective, max_probes, progress)
-        return estimate_trace(products, objective.vector(), tol=tol, max_probes=max_probes, seed=seed)
-
-
-def diagonal(
-    model: nn.Module,
-    loss: Loss,
-    data: Any,
-    *,
-    tol: float = 0.05,
-    max_probes: int = 200,
-    seed: int = 0,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
-) -> DiagonalEstimate:
-    """The diagonal of the Hessian, by Hutchinson's estimator with random signs.
-
-    :func:`by_parameter` gives it by the parameters' names. The standard error of entry i is the norm of the rest of its
-    row of the Hessian, over the square root of the number of probes: a small entry of a large row is known badly.
-
-    Args:
-        tol: stop when the norm of all standard errors is at most ``tol`` times the norm of the diagonal. Default: 0.05.
-        max_probes, seed, progress: as for :func:`trace`.
-
-    Raises:
-        FlatnessError: bad input.
-    """
-    check_probes(tol, max_probes)
-    with measuring(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype) as objective:
-        products = _counted(objective, max_probes, progress)
-        return estimate_diagonal(products, objective.vector(), tol=tol, max_probes=max_probes, seed=seed)
-
-
-def by_parameter(model: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A vector over the parameters that require a gradient, such as a diagonal or an eigenvector, as views by name.
-
-    Args:
-        vector: shape ``(size,)``.
-
-    Raises:
-        FlatnessError: the vector has another length.
-    """
-    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    lengths = [math.prod(shape) for shape in shapes.values()]
-    if vector.shape != (sum(lengths),):
-        raise FlatnessError(f"the vector must have shape ({sum(lengths)},) for this model; got {tuple(vector.shape)}")
-    parts = torch.split(vector, lengths)
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _counted(objective: Objective, most: int, progress: Progress | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    done = 0
-
-    def apply(vectors: torch.Tensor) -> torch.Tensor:
-        nonlocal done
-        products = objective.hvp(vectors)
-        done += 1 if vectors.ndim == 1 else len(vectors)
-        if progress is not None:
-            progress(done, most)
-        return products
-
-    return apply
-
-
-def _check_top(k: int, by: str, tol: float, max_iter: int, basis_size: int | None) -> None:
-    checked_count("k", k)
-    checked_count("max_iter", max_iter, k)
-    if basis_size is not None:
-        checked_count("basis_size", basis_size, k + 2)
-    if by not in ("value", "magnitude"):
-        raise FlatnessError(f"by must be 'value' or 'magnitude'; got {by!r}")
-    if not 0 <= tol < math.inf:
-        raise FlatnessError(f"tol must be a relative residual, 0 or more; got {tol!r}")
-
+from flatwise.flatness._lanczos import By, Eigenvalues, lanczos
+from flatwise.flatness.guard import FlatnessError, checked_count
+from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring
 
 # Vectors of a block together have at most so many elements (64 MiB in float32), and a block has at most 16 vectors.
 BLOCK_ELEMENTS = 1 << 24
@@ -261,7 +29,7 @@ BLOCK_VECTORS = 16
 # Fewer probes than this say too little about their own spread to stop by it.
 FEWEST = 10
 
-Products = Callable[[torch.Tensor], torch.Tensor]
+Products: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +69,188 @@ class DiagonalEstimate:
     error: torch.Tensor = field(repr=False, compare=False)
     probes: int
     converged: bool
+
+
+def gradient_norm(model: nn.Module, loss: Loss, data: Any, **options: Unpack[Options]) -> float:
+    """The Euclidean norm of the gradient of the mean loss: of the mean gradient, not the mean of the batches' norms.
+
+    Args:
+        **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
+
+    Raises:
+        FlatnessError: bad input.
+    """
+    with measuring(model, loss, data, **options) as objective:
+        return float(torch.linalg.vector_norm(objective.gradient()[1], dtype=torch.float64))
+
+
+def hvp(model: nn.Module, loss: Loss, data: Any, vectors: torch.Tensor, **options: Unpack[Options]) -> torch.Tensor:
+    """The Hessian of the mean loss times one or several vectors.
+
+    Args:
+        vectors: shape ``(size,)`` or ``(n, size)``, in the order of ``model.named_parameters()``, those that require a
+            gradient: what ``torch.nn.utils.parameters_to_vector`` makes of them.
+        **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
+
+    Returns:
+        The products, in the shape of ``vectors``, on the model's device and in the dtype of the computation.
+
+    Raises:
+        FlatnessError: bad input.
+    """
+    with measuring(model, loss, data, **options) as objective:
+        return objective.hvp(vectors)
+
+
+def top_eigenvalues(
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    k: int = 1,
+    *,
+    by: By = "value",
+    tol: float = 1e-3,
+    max_iter: int = 200,
+    seed: int = 0,
+    vectors: bool = False,
+    basis_size: int | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> Eigenvalues:
+    """The ``k`` largest eigenvalues of the Hessian, by Lanczos' method.
+
+    An eigenvalue that occurs several times is returned as often, if the search converged. In float32, products have an
+    error of some 1e-6 of the largest magnitude: for eigenvalues much smaller than that, ask for
+    ``dtype=torch.float64``.
+
+    Args:
+        k: how many. Default: 1.
+        by: ``"value"`` (the default): the most positive ones; ``"magnitude"``: negative ones count by their size.
+        tol: stop when the residual of each is at most ``tol`` times its magnitude, or down at rounding. Default: 1e-3;
+            the error is mostly far below.
+        max_iter: make at most so many Hessian-vector products, of which the residuals take k. Default: 200.
+        seed: of the vector to start from.
+        vectors: whether to return the eigenvectors. Default: ``False``.
+        basis_size: how many vectors of the model's size to keep in memory; default: the larger of 20 and ``2 k + 10``.
+            More need fewer products.
+        progress: called after each product as ``progress(products so far, max_iter)``.
+        **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
+
+    Raises:
+        FlatnessError: bad input.
+    """
+    checked_count("k", k)
+    checked_count("max_iter", max_iter, k)
+    if basis_size is not None:
+        checked_count("basis_size", basis_size, k + 2)
+    if by not in ("value", "magnitude"):
+        raise FlatnessError(f"by must be 'value' or 'magnitude'; got {by!r}")
+    if not 0 <= tol < math.inf:
+        raise FlatnessError(f"tol must be a relative residual, 0 or more; got {tol!r}")
+    with _products(model, loss, data, max_iter, progress, **options) as (objective, products):
+        if k > objective.size:
+            raise FlatnessError(f"k is {k}, but the Hessian has only {objective.size} eigenvalues")
+        # Drawn on the CPU: the same for every device.
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(objective.size, generator=generator, dtype=objective.dtype, device="cpu")
+        start = start.to(objective.device)
+        return lanczos(products, start, k, by=by, tol=tol, max_iter=max_iter, basis_size=basis_size, vectors=vectors)
+
+
+def trace(
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    *,
+    tol: float = 0.02,
+    max_probes: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> TraceEstimate:
+    """The trace of the Hessian, the sum of its eigenvalues, by Hutchinson's estimator with random signs.
+
+    Args:
+        tol: stop when the standard error is at most ``tol`` times the estimate. Default: 0.02. With 0, all probes are
+            used. Stopping makes the error bar a little short, since spreads that came out small stop first: measured on
+            an MLP, it held the truth in 0.93 of the trials where it stopped after 30 probes on average, and in 0.94 to
+            0.95 with a fixed number.
+        max_probes: make at most so many Hessian-vector products. Default: 200.
+        seed: of the probes, which come from a generator of their own.
+        progress: called after each block of products as ``progress(products so far, max_probes)``.
+        **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
+
+    Raises:
+        FlatnessError: bad input.
+    """
+    _check_probes(tol, max_probes)
+    with _products(model, loss, data, max_probes, progress, **options) as (objective, products):
+        return estimate_trace(products, objective.vector(), tol=tol, max_probes=max_probes, seed=seed)
+
+
+def diagonal(
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    *,
+    tol: float = 0.05,
+    max_probes: int = 200,
+    seed: int = 0,
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> DiagonalEstimate:
+    """The diagonal of the Hessian, by Hutchinson's estimator with random signs.
+
+    :func:`by_parameter` gives it by the parameters' names. The standard error of entry i is the norm of the rest of its
+    row of the Hessian, over the square root of the number of probes: a small entry of a large row is known badly.
+
+    Args:
+        tol: stop when the norm of all standard errors is at most ``tol`` times the norm of the diagonal. Default: 0.05.
+        max_probes, seed, progress: as for :func:`trace`.
+        **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
+
+    Raises:
+        FlatnessError: bad input.
+    """
+    _check_probes(tol, max_probes)
+    with _products(model, loss, data, max_probes, progress, **options) as (objective, products):
+        return estimate_diagonal(products, objective.vector(), tol=tol, max_probes=max_probes, seed=seed)
+
+
+def by_parameter(model: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A vector over the parameters that require a gradient, such as a diagonal or an eigenvector, as views by name.
+
+    Args:
+        vector: shape ``(size,)``.
+
+    Raises:
+        FlatnessError: the vector has another length.
+    """
+    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
+    lengths = [math.prod(shape) for shape in shapes.values()]
+    if vector.shape != (sum(lengths),):
+        raise FlatnessError(f"the vector must have shape ({sum(lengths)},) for this model; got {tuple(vector.shape)}")
+    parts = torch.split(vector, lengths)
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+@contextmanager
+def _products(
+    model: nn.Module, loss: Loss, data: Any, most: int, progress: Progress | None, **options: Unpack[Options]
+) -> Iterator[tuple[Objective, Products]]:
+    """Lend the model, with Hessian-vector products that report the progress: how many of ``most`` were made."""
+    with measuring(model, loss, data, **options) as objective:
+        done = 0
+
+        def products(vectors: torch.Tensor) -> torch.Tensor:
+            nonlocal done
+            found = objective.hvp(vectors)
+            done += 1 if vectors.ndim == 1 else len(vectors)
+            if progress is not None:
+                progress(done, most)
+            return found
+
+        yield objective, products
 
 
 def rademacher(size: int, generator: torch.Generator) -> torch.Tensor:
@@ -352,14 +302,10 @@ def estimate_diagonal(
     return DiagonalEstimate(mean, standard_error, _student(count) * standard_error, count, converged)
 
 
-def check_probes(tol: float, max_probes: int) -> None:
-    """Refuse a tolerance or a number of probes that makes no sense."""
+def _check_probes(tol: float, max_probes: int) -> None:
     if not 0 <= tol < math.inf:
         raise FlatnessError(f"tol must be a relative standard error, 0 or more; got {tol!r}")
-    if not isinstance(max_probes, int) or isinstance(max_probes, bool) or max_probes < 2:
-        raise FlatnessError(
-            f"max_probes must be a whole number, 2 or more (one probe has no spread); got {max_probes!r}"
-        )
+    checked_count("max_probes", max_probes, 2)  # one probe has no spread
 
 
 def _blocks(

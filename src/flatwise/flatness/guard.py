@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,41 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Mode = Literal["eval", "train", "keep"]
+
+
+class FlatnessError(ValueError):
+    """A model, a loss or data that cannot be measured as asked. The message is one line."""
+
+
+def checked_count(name: str, value: int, least: int = 1) -> int:
+    """The value, if it is a whole number that is not below ``least``.
+
+    Raises:
+        FlatnessError: it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise FlatnessError(f"{name} must be a whole number, {least} or more; got {value!r}")
+    return value
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say what a :class:`FlatnessError` within the block is about, before its message."""
+    try:
+        yield
+    except FlatnessError as error:
+        raise FlatnessError(f"{what}: {error}") from error.__cause__
+
+
+@contextmanager
+def reporting(failure: str) -> Iterator[None]:
+    """Turn any other exception within the block into a :class:`FlatnessError` that says what failed."""
+    try:
+        yield
+    except FlatnessError:
+        raise
+    except Exception as error:
+        raise FlatnessError(f"{failure}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -54,52 +90,29 @@ def untouched(
             ``torch.jit``, or ``mode`` is none of the three.
     """
     _check(model, mode)
-    tensors = [*model.parameters(), *model.buffers()]
-    random = RandomState.capture({tensor.device for tensor in tensors}, data)
     modules = list(model.modules())
+    random_state = RandomState({tensor.device for tensor in (*model.parameters(), *model.buffers())}, data)
     # The attributes include the modes, and the lists in which RNNs keep their weights a second time.
-    attributes = [dict(vars(module)) for module in modules]
-    parameters = [dict(module._parameters) for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
+    saved = [
+        (target, dict(target)) for module in modules for target in (vars(module), module._parameters, module._buffers)
+    ]
     try:
         stand_ins: dict[int, torch.Tensor] = {}  # by the original's identity: what is tied stays tied
         for module in modules:
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[name] = _stand_in(parameter, dtype, stand_ins)  # type: ignore[assignment]
-            for name, buffer in module._buffers.items():
-                if buffer is not None:
-                    module._buffers[name] = _stand_in(buffer, dtype, stand_ins)
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[name] = _stand_in(tensor, dtype, stand_ins)  # type: ignore[assignment]
         if mode != "keep":
             model.train(mode == "train")
         yield
     finally:
-        for module, own, own_parameters, own_buffers in zip(modules, attributes, parameters, buffers, strict=True):
-            _put_back(vars(module), own)
-            _put_back(module._parameters, own_parameters)
-            _put_back(module._buffers, own_buffers)
-        random.restore()
-
-
-def _stand_in(original: torch.Tensor, dtype: torch.dtype | None, made: dict[int, torch.Tensor]) -> torch.Tensor:
-    if id(original) not in made:
-        # Inference mode may be on around us, and its tensors cannot be differentiated.
-        with torch.inference_mode(False), torch.no_grad():
-            copy = original.detach().clone()
-            if dtype is not None and copy.is_floating_point():
-                copy = copy.to(dtype)
-        if isinstance(original, nn.Parameter):
-            copy = nn.Parameter(copy, requires_grad=original.requires_grad)
-            vars(copy).update(vars(original))  # marks that the model or its author put on it
-        made[id(original)] = copy
-    return made[id(original)]
-
-
-def _put_back(target: dict[str, Any], saved: dict[str, Any]) -> None:
-    # Never empty on the way: a second Ctrl-C in here must not cost the user the model.
-    target.update(saved)
-    for name in target.keys() - saved.keys():
-        del target[name]
+        for target, own in saved:
+            # Never empty on the way: a second Ctrl-C in here must not cost the user the model.
+            target.update(own)
+            for name in target.keys() - own.keys():
+                del target[name]
+        random_state.restore()
 
 
 def _check(model: nn.Module, mode: Mode) -> None:
@@ -116,73 +129,49 @@ def _check(model: nn.Module, mode: Mode) -> None:
             raise FlatnessError(f"parameter {name!r} is sharded over devices (a DTensor): gather the model first")
 
 
-class FlatnessError(ValueError):
-    """A model, a loss or data that cannot be measured as asked. The message is one line."""
+def _stand_in(original: torch.Tensor, dtype: torch.dtype | None, made: dict[int, torch.Tensor]) -> torch.Tensor:
+    if id(original) not in made:
+        # Inference mode may be on around us, and its tensors cannot be differentiated.
+        with torch.inference_mode(False), torch.no_grad():
+            copy = original.detach().clone()
+            if dtype is not None and copy.is_floating_point():
+                copy = copy.to(dtype)
+        if isinstance(original, nn.Parameter):
+            copy = nn.Parameter(copy, requires_grad=original.requires_grad)
+            vars(copy).update(vars(original))  # marks that the model or its author put on it
+        made[id(original)] = copy
+    return made[id(original)]
 
 
-def checked_count(name: str, value: int, least: int = 1) -> int:
-    """A whole number.
-
-    Raises:
-        FlatnessError: it is none, or below ``least``.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise FlatnessError(f"{name} must be a whole number, {least} or more; got {value!r}")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
 class RandomState:
-    """The states of all generators that the code under measurement can reach, at one moment.
+    """The states of all generators that the code under measurement can reach, when this is made.
 
     These are torch's generators of the CPU and of the given devices, Python's, numpy's global one, and a data loader's
     own. Restoring draws nothing, so a pass over the data that starts with ``restore`` sees what the last one saw: the
     same order of a shuffling loader, the same augmentations, the same dropout masks.
+
+    Args:
+        devices: devices in use; those without a generator of their own (the CPU has torch's default one) are ignored.
+        data: a data loader; the ``torch.Generator`` objects in it and in its samplers are kept too.
     """
 
-    cpu: torch.Tensor
-    devices: tuple[tuple[torch.device, torch.Tensor], ...]
-    generators: tuple[tuple[torch.Generator, torch.Tensor], ...]
-    python: tuple[Any, ...]
-    numpy: dict[str, Any]
-
-    @classmethod
-    def capture(cls, devices: Iterable[torch.device] = (), data: object = None) -> RandomState:
-        """Keep the present states.
-
-        Args:
-            devices: devices in use; those without a generator of their own (the CPU has torch's default one) are
-                passed over.
-            data: a data loader; the ``torch.Generator`` objects in it and in its samplers are kept too.
-        """
-        accelerators = sorted({d for d in devices if d.type not in ("cpu", "meta")}, key=str)
-        return cls(
-            cpu=torch.get_rng_state(),
-            devices=tuple((device, _device_state(device)) for device in accelerators),
-            generators=tuple((generator, generator.get_state()) for generator in _generators(data)),
-            python=random.getstate(),
-            numpy=dict(np.random.get_state(legacy=False)),
-        )
+    def __init__(self, devices: Iterable[torch.device] = (), data: object = None) -> None:
+        # What puts each state back, and the state.
+        self._states: list[tuple[Callable[[Any], object], Any]] = [
+            (torch.set_rng_state, torch.get_rng_state()),
+            (random.setstate, random.getstate()),
+            (np.random.set_state, np.random.get_state(legacy=False)),
+        ]
+        for device in {device for device in devices if device.type not in ("cpu", "meta")}:
+            module = torch.get_device_module(device.type)
+            which = {} if device.type == "mps" else {"device": device}  # there is only one
+            self._states.append((partial(module.set_rng_state, **which), module.get_rng_state(**which)))
+        self._states += [(generator.set_state, generator.get_state()) for generator in _generators(data)]
 
     def restore(self) -> None:
-        """Put all generators back to where they were when this was captured."""
-        torch.set_rng_state(self.cpu)
-        for device, state in self.devices:
-            module = torch.get_device_module(device.type)
-            if device.type == "mps":
-                module.set_rng_state(state)
-            else:
-                module.set_rng_state(state, device)
-        for generator, state in self.generators:
-            generator.set_state(state)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-
-
-def _device_state(device: torch.device) -> torch.Tensor:
-    module = torch.get_device_module(device.type)
-    state: torch.Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
-    return state
+        """Put all generators back to where they were when this was made."""
+        for put_back, state in self._states:
+            put_back(state)
 
 
 def _generators(data: object) -> list[torch.Generator]:
@@ -231,20 +220,19 @@ class Autocast:
         on = [kind for kind in sorted(set(device_types)) if _is_on(kind)]
         return cls(tuple((kind, torch.get_autocast_dtype(kind)) for kind in on))
 
-    @contextmanager
-    def on(self) -> Iterator[None]:
+    def on(self) -> AbstractContextManager[None]:
         """The state again, for a ``with`` block, without the cache."""
-        with ExitStack() as stack:
-            for kind, dtype in self.dtypes:
-                stack.enter_context(torch.autocast(kind, dtype, cache_enabled=False))
-            yield
+        return self._switched(True)
+
+    def off(self) -> AbstractContextManager[None]:
+        """No autocast for a ``with`` block, on the devices where this state has it."""
+        return self._switched(False)
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """No autocast for a ``with`` block, on the devices where this state has it."""
+    def _switched(self, enabled: bool) -> Iterator[None]:
         with ExitStack() as stack:
             for kind, dtype in self.dtypes:
-                stack.enter_context(torch.autocast(kind, dtype, enabled=False, cache_enabled=False))
+                stack.enter_context(torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False))
             yield
 
 

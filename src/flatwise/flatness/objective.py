@@ -9,16 +9,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeAlias
+from functools import reduce
+from typing import Any, TypeAlias, TypedDict
 
 import torch
 from torch import nn
 from torch.autograd.graph import Node
 
 from flatwise.flatness._data import Batch, Batches, BatchLoss, Replay, pair_loss
-from flatwise.flatness.guard import Autocast, FlatnessError, Mode, RandomState, twice_differentiable, untouched
+from flatwise.flatness.guard import (
+    Autocast,
+    FlatnessError,
+    Mode,
+    RandomState,
+    naming,
+    reporting,
+    twice_differentiable,
+    untouched,
+)
 
+Parts: TypeAlias = list[torch.Tensor | None]
+"""A derivative by each parameter; ``None`` where the loss does not depend on it."""
 Loss: TypeAlias = Callable[[Any, Any], torch.Tensor] | BatchLoss
+Progress: TypeAlias = Callable[[int, int], None]
+
+
+class Options(TypedDict, total=False):
+    """How to measure: keyword arguments that every instrument takes. :func:`measuring` explains them."""
+
+    max_batches: int | None
+    mode: Mode
+    dtype: torch.dtype | None
 
 
 @contextmanager
@@ -56,9 +77,7 @@ def measuring(
     Raises:
         FlatnessError: the model or the loss cannot be measured; also, within the block, from the objective's methods.
     """
-    with measuring_again(
-        model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype, replay=Replay()
-    ) as objective:
+    with measuring_again(model, loss, data, Replay(), max_batches, mode, dtype) as objective:
         yield objective
 
 
@@ -67,13 +86,12 @@ def measuring_again(
     model: nn.Module,
     loss: Loss,
     data: Any,
-    *,
-    max_batches: int | None,
-    mode: Mode,
-    dtype: torch.dtype | None,
     replay: Replay,
+    max_batches: int | None = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Objective]:
-    """As :func:`measuring`, for data that must be what they were before, according to ``replay``."""
+    """As :func:`measuring`, for data that must be the same as in an earlier pass, according to ``replay``."""
     with ExitStack() as stack:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise FlatnessError(f"dtype must be a floating-point dtype, such as torch.float64; got {dtype!r}")
@@ -90,15 +108,12 @@ def measuring_again(
         stack.enter_context(twice_differentiable(model))
         device = next(iter(parameters.values())).device
         devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-        random = RandomState.capture(devices, data)
-        batches = Batches.of(data, max_batches, device, dtype, random, replay)
-        batch_loss = loss if isinstance(loss, BatchLoss) else pair_loss(loss)
+        batches = Batches(data, max_batches, device, dtype, RandomState(devices, data), replay)
         autocast = Autocast.capture({"cpu", *(one.type for one in devices)})
         stack.callback(torch.clear_autocast_cache)  # of casts of the stand-ins
         stack.enter_context(autocast.off())
-        yield Objective(
-            model, batch_loss, batches, parameters, {name: originals[name] for name in parameters}, autocast
-        )
+        batch_loss = loss if isinstance(loss, BatchLoss) else pair_loss(loss)
+        yield Objective(model, batch_loss, batches, parameters, originals, autocast)
 
 
 class Objective:
@@ -134,21 +149,19 @@ class Objective:
         self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
         self.size = sum(parameter.numel() for parameter in parameters.values())
         self.device = batches.device
-        self.dtype = torch.float32
-        for parameter in parameters.values():
-            self.dtype = torch.promote_types(self.dtype, parameter.dtype)
+        self.dtype = reduce(torch.promote_types, (p.dtype for p in parameters.values()), torch.float32)
         self.samples: float | None = None
         self._model = model
         self._loss = loss
         self._batches = batches
         self._parameters = list(parameters.values())
-        self._originals = list(originals.values())
+        self._originals = [originals[name] for name in parameters]
         self._moved = False  # whether the stand-ins hold other weights than the model's own
         self._autocast = autocast  # around the block
         self._acting = autocast  # around the present call
         self._own_losses: dict[Autocast, float] = {}
         self._twice = False  # whether the gradient was found to have a derivative
-        self._kept: list[torch.Tensor | None] | None = None  # the gradient of a single batch, with its graph
+        self._kept: Parts | None = None  # the gradient of a single batch, with its graph
         self._kept_under = autocast
 
     def vector(self) -> torch.Tensor:
@@ -174,12 +187,12 @@ class Objective:
             weights: where, shape ``(size,)``, any floating-point dtype; default: the model's own weights.
         """
         with self._called():
-            return self._mean(weights, 0, lambda number, value: [])[0]
+            return self._mean(weights, 0, lambda value: [])[0]
 
     def gradient(self, weights: torch.Tensor | None = None) -> tuple[float, torch.Tensor]:
         """The mean loss and its gradient, a vector of shape ``(size,)``. ``weights`` as for :meth:`loss`."""
         with self._called():
-            loss, rows = self._mean(weights, 1, lambda number, value: [self._gradient(number, value)])
+            loss, rows = self._mean(weights, 1, lambda value: [self._gradient(value)])
             return loss, rows[0]
 
     def hvp(self, vectors: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
@@ -205,19 +218,19 @@ class Objective:
             kept = self._kept if self._kept_under == self._acting and not self._moved else None
             if kept is not None and weights is None:
                 products = self._zeros(len(stacked))
-                for row, product in zip(products, self._products(0, kept, stacked, keep=True), strict=True):
+                for row, product in zip(products, self._products(kept, stacked, keep=True), strict=True):
                     self._add(row, product, 1)
             else:
 
-                def derive(number: int, value: torch.Tensor) -> Iterator[list[torch.Tensor | None]]:
-                    gradient = self._gradient(number, value, create_graph=True)
+                def derive(value: torch.Tensor) -> Iterator[Parts]:
+                    gradient = self._gradient(value, create_graph=True)
                     if not self._twice:
-                        _check_twice(number, gradient)
+                        _check_twice(gradient)
                         self._twice = True
                     keep = self._batches.single and weights is None
                     if keep:
                         self._kept, self._kept_under = gradient, self._acting
-                    yield from self._products(number, gradient, stacked, keep=keep)
+                    yield from self._products(gradient, stacked, keep=keep)
 
                 products = self._mean(weights, len(stacked), derive)[1]
             return products.view(vectors.shape)
@@ -225,46 +238,45 @@ class Objective:
     @contextmanager
     def _called(self) -> Iterator[None]:
         """A call of a method: derivatives are on, and autocast, if any, is for the user's code alone."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            within = Autocast.capture({"cpu", self.device.type})
-            self._acting = within if within.dtypes else self._autocast
-            stack.enter_context(within.off())
+        within = Autocast.capture({"cpu", self.device.type})
+        self._acting = within if within.dtypes else self._autocast
+        with torch.inference_mode(False), torch.enable_grad(), within.off():
             yield
 
     def _mean(
-        self,
-        weights: torch.Tensor | None,
-        rows: int,
-        derive: Callable[[int, torch.Tensor], Iterable[list[torch.Tensor | None]]],
+        self, weights: torch.Tensor | None, rows: int, derive: Callable[[torch.Tensor], Iterable[Parts]]
     ) -> tuple[float, torch.Tensor]:
-        """The mean over all samples of the loss, and of what ``derive(batch number, loss)`` makes of each batch's loss.
+        """The mean over all samples of the loss, and of what ``derive`` makes of each batch's loss.
 
         Returns:
             The mean loss, and a tensor of shape ``(rows, size)``.
         """
+        own = weights is None
         self._place(weights)
         torch.clear_autocast_cache()  # a cast that is kept would be of the weights before
         total, samples, sums = 0.0, 0.0, self._zeros(rows)
         for number, batch in self._read():
-            count = self._count(number, batch)
-            if count == 0:
-                continue
-            value = self._value(number, batch)
-            if self.samples is None:
-                self._check_source(number, value)
-            total += self._finite(number, value, own=weights is None) * count
-            samples += count
-            # The number of all samples is known from the second pass on: then no division is left to do.
-            weight = count if self.samples is None else count / self.samples
-            for row, parts in zip(sums, derive(number, value), strict=True):
-                self._add(row, parts, weight)
+            with naming(f"batch {number}"):
+                count = self._count(batch)
+                if count == 0:
+                    continue
+                value = self._value(batch)
+                if self.samples is None:
+                    self._check_source(value)
+                batch_loss = float(value.detach())
+                if own and not math.isfinite(batch_loss):
+                    raise FlatnessError(f"the loss is {batch_loss} at the model's own weights")
+                total += batch_loss * count
+                samples += count
+                # The number of all samples is known from the second pass on: then no division is left to do.
+                weight = count if self.samples is None else count / self.samples
+                for row, parts in zip(sums, derive(value), strict=True):
+                    self._add(row, parts, weight)
         if self.samples is None and samples:
             sums /= samples
-        self._check_pass(samples, total, own=weights is None)
+        self._check_pass(samples, total, own=own)
         # The sum is finite if all are, mostly, and takes a tenth of the time.
-        if weights is None and rows and not sums.sum().isfinite() and not sums.isfinite().all():
+        if own and rows and not sums.sum().isfinite() and not sums.isfinite().all():
             raise FlatnessError(
                 f"the loss is finite ({total / samples:g}) but a derivative of it is not: look for a square root, a "
                 "norm or a logarithm of 0, or try dtype=torch.float64"
@@ -291,65 +303,38 @@ class Objective:
             for parameter, value in zip(self._parameters, values, strict=True):
                 parameter.copy_(value)
 
-    def _count(self, number: int, batch: Batch) -> float:
-        try:
+    def _count(self, batch: Batch) -> float:
+        with reporting("it cannot be counted"):
             count = float(self._loss.count(batch))
-        except FlatnessError as error:
-            raise FlatnessError(f"batch {number}: {error}") from None
-        except Exception as error:
-            raise FlatnessError(f"batch {number} cannot be counted: {type(error).__name__}: {error}") from error
         if not 0 <= count < math.inf:
-            raise FlatnessError(f"batch {number} has a count of {count:g}: it must be a number, 0 or more")
+            raise FlatnessError(f"its count is {count:g}: it must be a number, 0 or more")
         return count
 
-    def _value(self, number: int, batch: Batch) -> torch.Tensor:
-        try:
-            with self._acting.on():
-                value = self._loss.function(self._model, batch)
-        except FlatnessError as error:
-            raise FlatnessError(f"batch {number}: {error}") from error.__cause__
-        except Exception as error:
-            raise FlatnessError(
-                f"batch {number}: the model or the loss failed: {type(error).__name__}: {error}"
-            ) from error
+    def _value(self, batch: Batch) -> torch.Tensor:
+        with reporting("the model or the loss failed"), self._acting.on():
+            value = self._loss.function(self._model, batch)
         if not isinstance(value, torch.Tensor) or value.shape != () or not value.is_floating_point():
-            given = (
-                f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-                if isinstance(value, torch.Tensor)
-                else f"a {type(value).__name__}"
-            )
-            raise FlatnessError(
-                f"the loss must be the mean over the batch, a real tensor of shape (); batch {number} gave {given}"
-            )
+            given = f"a {type(value).__name__}"
+            if isinstance(value, torch.Tensor):
+                given = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+            raise FlatnessError(f"the loss must be the mean over the batch, a real tensor of shape (); got {given}")
         return value
 
-    def _finite(self, number: int, value: torch.Tensor, *, own: bool) -> float:
-        loss = float(value.detach())
-        if own and not math.isfinite(loss):
-            raise FlatnessError(f"the loss of batch {number} is {loss} at the model's own weights")
-        return loss
-
-    def _gradient(self, number: int, value: torch.Tensor, create_graph: bool = False) -> list[torch.Tensor | None]:
-        gradient: list[torch.Tensor | None] = [None] * len(self._parameters)
+    def _gradient(self, value: torch.Tensor, create_graph: bool = False) -> Parts:
+        gradient: Parts = [None] * len(self._parameters)
         if value.requires_grad:
-            try:
+            with reporting("the loss cannot be differentiated"):
                 gradient = list(
                     torch.autograd.grad(value, self._parameters, create_graph=create_graph, allow_unused=True)
                 )
-            except Exception as error:
-                raise FlatnessError(
-                    f"batch {number}: the loss cannot be differentiated: {type(error).__name__}: {error}"
-                ) from error
         if all(part is None for part in gradient):
             raise FlatnessError(
-                f"the loss of batch {number} does not depend on the model's parameters: was it computed from other "
+                "the loss does not depend on the model's parameters: was it computed from other "
                 "weights, under torch.no_grad, or from a detached output?"
             )
         return gradient
 
-    def _products(
-        self, number: int, gradient: list[torch.Tensor | None], vectors: torch.Tensor, *, keep: bool
-    ) -> Iterator[list[torch.Tensor | None]]:
+    def _products(self, gradient: Parts, vectors: torch.Tensor, *, keep: bool) -> Iterator[Parts]:
         """The Hessian of one batch's loss times each vector, from the gradient and its graph, which may be kept."""
         # A parameter that the loss does not depend on, or only linearly, has no second derivative: it is 0.
         curved = [i for i, part in enumerate(gradient) if part is not None and part.requires_grad]
@@ -359,7 +344,7 @@ class Objective:
                 yield [None] * len(self._parameters)
                 continue
             along = list(self.split(vector).values())
-            try:
+            with reporting("the loss cannot be differentiated twice"):
                 product = torch.autograd.grad(
                     outputs,
                     self._parameters,
@@ -368,26 +353,22 @@ class Objective:
                     retain_graph=keep or left > 0,
                     allow_unused=True,
                 )
-            except Exception as error:
-                raise FlatnessError(
-                    f"batch {number}: the loss cannot be differentiated twice: {type(error).__name__}: {error}"
-                ) from error
             yield list(product)
 
-    def _check_source(self, number: int, value: torch.Tensor) -> None:
+    def _check_source(self, value: torch.Tensor) -> None:
         """Refuse a loss that holds the model's own parameters: it gets around the stand-ins, and part of it is lost."""
         own = {id(original) for original in self._originals}
         for node in _nodes([value]):
             if id(getattr(node, "variable", None)) in own:
                 raise FlatnessError(
-                    f"the loss of batch {number} uses parameters that were taken from the model before: take them from "
+                    "the loss uses parameters that were taken from the model before: take them from "
                     "the model within the loss, as in BatchLoss(lambda model, batch: ... model.parameters() ...)"
                 )
 
     def _zeros(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, self.size, dtype=self.dtype, device=self.device)
 
-    def _add(self, row: torch.Tensor, parts: list[torch.Tensor | None], weight: float) -> None:
+    def _add(self, row: torch.Tensor, parts: Parts, weight: float) -> None:
         for view, part in zip(self.split(row).values(), parts, strict=True):
             if part is not None:
                 view.add_(part.detach().to(view), alpha=weight)
@@ -431,7 +412,7 @@ def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
             stack += [following for following, _ in node.next_functions]
 
 
-def _check_twice(number: int, gradient: list[torch.Tensor | None]) -> None:
+def _check_twice(gradient: Parts) -> None:
     """Refuse a custom function that is ``once_differentiable``: torch raises only if nothing else is differentiated.
 
     Its error hangs on a leaf of its own, which a derivative by the parameters never reaches: the part of the Hessian
@@ -440,7 +421,7 @@ def _check_twice(number: int, gradient: list[torch.Tensor | None]) -> None:
     for node in _nodes(gradient):
         if node.name() == "torch::autograd::Error":
             raise FlatnessError(
-                f"batch {number}: the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
+                "the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
                 "that is marked once_differentiable"
             )
 

@@ -3,27 +3,29 @@
 Every function here takes ``model``, ``loss`` and ``data``, and ``max_batches``, ``mode`` and ``dtype``, as
 :func:`flatwise.flatness.measuring` explains them. ``model`` may also be several models by name, ``{"vanilla": a,
 "peak": b}``, and ``data`` several data sets by name, ``{"train": loader, "test": other}``: each model is measured over
-each set, along the same directions. (A mapping with a tensor among its values is one batch.) Models come back as they
-were, bit for bit, whatever happens.
+each set, along the same directions. (A mapping with a tensor among its values is one batch.) ``progress`` is called
+after each loss as ``progress(losses so far, all losses)``. Models come back bit for bit, also after an error.
 
 Only parameters that require a gradient move. Buffers stay as they are: in ``"eval"`` mode BatchNorm keeps the
-statistics of the unmoved weights, so part of the loss at a distance is that they no longer fit; ``mode="train"`` takes
-each batch's own. In a model of half precision, steps below its rounding are lost: give ``dtype=torch.float32``.
+statistics of the unmoved weights, and part of the loss at a distance comes from that; ``mode="train"`` takes each
+batch's own. In a model of half precision, steps below its rounding are lost: give ``dtype=torch.float32``.
 
-A loss that is infinite or NaN at some distance is an outcome, and is recorded; at the model's own weights it is an
-error. So is a model or a loss that raises.
+An infinite or NaN loss at some distance is recorded; at the model's own weights it is an error. So is a model or a
+loss that raises.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
+from typing_extensions import Unpack
 
-from flatwise.flatness._models_and_data import Models, ModelsAndData, Progress, counter, parameter_shapes
+from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows, parameter_shapes
 from flatwise.flatness._vectors import (
     Directions,
     Normalization,
@@ -37,8 +39,83 @@ from flatwise.flatness._vectors import (
     unit,
     weights_vector,
 )
-from flatwise.flatness.guard import FlatnessError, Mode, checked_count
-from flatwise.flatness.objective import Loss
+from flatwise.flatness.guard import FlatnessError, checked_count
+from flatwise.flatness.objective import Loss, Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Losses of one model over one data set.
+
+    Attributes:
+        model, data: their names.
+        center: the loss of the model as it is.
+    """
+
+    model: str
+    data: str
+    center: float
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurve(Measured):
+    """The losses of one model over one data set along one or several directions.
+
+    Attributes:
+        model, data: their names.
+        center: the loss of the model as it is.
+        losses: for each direction, the loss at each distance: the mean over the samples. May be infinite or NaN.
+    """
+
+    losses: Rows
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean over the directions at each distance; infinite or NaN if one of the losses is."""
+        return tuple(sum(column) / len(column) for column in zip(*self.losses, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class LossCurves:
+    """The losses of models over data sets along the same lines.
+
+    Attributes:
+        distances: of the points along each line, in the units of the function that measured them.
+        curves: one for every model with every data set.
+        end: for a path between two points, the distance of the other point; else ``None``.
+        ends: the same by the models' names, where each has a path of its own; else empty.
+    """
+
+    distances: tuple[float, ...]
+    curves: tuple[LossCurve, ...]
+    end: float | None = None
+    ends: Mapping[str, float] = field(default_factory=dict)
+
+    def curve(self, model: str | None = None, data: str | None = None) -> LossCurve:
+        """The curve of one model over one data set. Names may be omitted if there is only one.
+
+        Raises:
+            FlatnessError: no curve fits, or several.
+        """
+        return pick(self.curves, model, data)
+
+
+Entry = TypeVar("Entry", bound=Measured)
+
+
+def pick(entries: Sequence[Entry], model: str | None, data: str | None) -> Entry:
+    """The only entry with these names; ``None`` fits any.
+
+    Raises:
+        FlatnessError: no entry fits, or several.
+    """
+    fitting = [entry for entry in entries if model in (None, entry.model) and data in (None, entry.data)]
+    if len(fitting) != 1:
+        raise FlatnessError(
+            f"{len(fitting)} entries have model={model!r} and data={data!r}, not one; there are (model, data) "
+            f"{[(entry.model, entry.data) for entry in entries]}"
+        )
+    return fitting[0]
 
 
 def weight_path(
@@ -49,10 +126,7 @@ def weight_path(
     *,
     origin: Weights | Mapping[str, Weights] | None = None,
     distances: Iterable[float] | None = None,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LossCurves:
     """Loss along the unit direction from the weights to other weights, such as those at the schedule's peak.
 
@@ -68,7 +142,7 @@ def weight_path(
             for each model, each one's own.
         distances: Euclidean distances in the space of the weights; default: 21 from minus to plus the distance of the
             (farthest) other end, both and 0 among them.
-        progress: called after each loss as ``progress(losses so far, all losses)``.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: see the top of this module.
 
     Returns:
         Curves of one direction each. ``end`` is the distance of the other end; with one for each model, it is ``None``
@@ -77,17 +151,15 @@ def weight_path(
     Raises:
         FlatnessError: bad input, or both ends are equal.
     """
-    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData(model, loss, data, **options)
     routes, shared = unit_differences(compared, towards, origin)
     ends = {name: distance for name, (_, distance) in routes.items()}
     chosen = symmetric(max(ends.values()), 10) if distances is None else checked_distances(distances)
-    step = counter(progress, len(compared.pairs) * len(chosen))
-    curves: list[LossCurve] = []
-    for name, (direction, _) in routes.items():
-        curves += curves_along(compared.alone(name), given_directions([direction]), chosen, step)
+    directions = {name: given_directions([direction]) for name, (direction, _) in routes.items()}
+    curves = curves_along(compared, directions, 1, chosen)
     if shared:
-        return LossCurves(chosen, tuple(curves), next(iter(ends.values())))
-    return LossCurves(chosen, tuple(curves), ends=ends)
+        return LossCurves(chosen, curves, next(iter(ends.values())))
+    return LossCurves(chosen, curves, ends=ends)
 
 
 def random_weight_paths(
@@ -100,10 +172,7 @@ def random_weight_paths(
     directions: int = 10,
     distances: Iterable[float] | None = None,
     seed: int = 0,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LossCurves:
     """Loss along random directions of the first layer's weights, of all weights, or of chosen ones.
 
@@ -116,30 +185,27 @@ def random_weight_paths(
             module that holds the first parameter of two or more dimensions in ``model.named_parameters()``; or names of
             parameters or of modules.
         normalize: ``"unit"`` (the default): each direction has norm 1. ``"filter"``: each filter of a direction has the
-            norm of the model's own filter, and biases and BatchNorm stay
-            (:func:`flatwise.flatness._vectors.filter_normalized`); several models have the same draws, each scaled to
-            its own weights, and distances are relative: 1 is a perturbation as large as the weights.
+            norm of the model's own filter (a slice of a parameter's first dimension), and biases and BatchNorm stay;
+            several models have the same draws, each scaled to its own weights, and distances are relative: 1 is a
+            perturbation as large as the weights.
         directions: how many. Default: 10.
         distances: along the normalised directions; default: 11 from −1 to 1, times the norm of the (first) model's
             chosen weights if ``normalize`` is ``"unit"``: up to a perturbation as large as the weights.
         seed: of the directions, which come from a generator of their own. ``"first"`` and ``"all"`` have the same draws
             in the first layer.
-        progress: called after each loss as ``progress(losses so far, all losses)``.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: see the top of this module.
 
     Raises:
         FlatnessError: bad input, or nothing to move.
     """
     checked_count("directions", directions)
-    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     names = selected(compared.first, parameters)
     along = random_directions(directions, seed, normalize, names)
-    if distances is None:
-        chosen = symmetric(_norm_of(compared, names) if normalize == "unit" else 1.0, 5)
-    else:
-        chosen = checked_distances(distances)
-    step = counter(progress, len(compared.pairs) * directions * len(chosen))
-    return LossCurves(chosen, curves_along(compared, along, chosen, step))
+    reach = _norm_of(compared, names) if normalize == "unit" else 1.0
+    chosen = symmetric(reach, 5) if distances is None else checked_distances(distances)
+    return LossCurves(chosen, curves_along(compared, dict.fromkeys(compared.models, along), directions, chosen))
 
 
 def fooling_path(
@@ -149,10 +215,7 @@ def fooling_path(
     *,
     parameters: Selection = "all",
     distances: Iterable[float] | None = None,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LossCurves:
     """Loss along the fooling direction of the weights: that in which the loss grows fastest, ``∇L(w) / ‖∇L(w)‖``.
 
@@ -167,30 +230,27 @@ def fooling_path(
         parameters: as for :func:`random_weight_paths`: the direction is the gradient by these. Default: ``"all"``, as
             in the paper.
         distances: Euclidean; default: 11 from 0 to a tenth of the norm of the (first) model's chosen weights.
-        progress: called after each loss as ``progress(losses so far, all losses)``.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: see the top of this module.
 
     Raises:
         FlatnessError: bad input, or the gradient is exactly 0.
     """
-    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     names = selected(compared.first, parameters)
     if distances is None:
         chosen = tuple(_norm_of(compared, names) * index / 100 for index in range(11))
     else:
         chosen = checked_distances(distances)
-    step = counter(progress, len(compared.pairs) * len(chosen))
-    curves: list[LossCurve] = []
+    directions = {}
     for name in compared.models:
-        first_set = next(iter(compared.data))
-        with compared.measuring(name, first_set) as objective:
+        with compared.measuring(name, compared.first_data) as objective:
             gradient = objective.gradient()[1]
             for parameter, part in objective.split(gradient).items():
                 if parameter not in names:
                     part.zero_()
-        direction = unit(gradient, f"the gradient of model {name!r}")
-        curves += curves_along(compared.alone(name), given_directions([direction]), chosen, step)
-    return LossCurves(chosen, tuple(curves))
+        directions[name] = given_directions([unit(gradient, f"the gradient of model {name!r}")])
+    return LossCurves(chosen, curves_along(compared, directions, 1, chosen))
 
 
 def loss_along(
@@ -199,11 +259,7 @@ def loss_along(
     data: Any,
     directions: Sequence[Weights],
     distances: Iterable[float],
-    *,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LossCurves:
     """Loss along given directions, such as eigenvectors: ``L(w + α d/‖d‖)``.
 
@@ -211,12 +267,12 @@ def loss_along(
         directions: the directions ``d``, each in one of the forms that :func:`weight_path` takes; a tensor of shape
             ``(n, size)``, such as the ``vectors`` of :func:`flatwise.flatness.top_eigenvalues`, is n of them.
         distances: Euclidean.
-        progress: called after each loss as ``progress(losses so far, all losses)``.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: see the top of this module.
 
     Raises:
         FlatnessError: bad input, no directions, or one that is 0.
     """
-    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     vectors = [
         unit(weights_vector(compared.first, direction, f"direction {index}"), f"direction {index}")
@@ -224,35 +280,29 @@ def loss_along(
     ]
     if not vectors:
         raise FlatnessError("no directions were given")
+    along = dict.fromkeys(compared.models, given_directions(vectors))
     chosen = checked_distances(distances)
-    step = counter(progress, len(compared.pairs) * len(vectors) * len(chosen))
-    return LossCurves(chosen, curves_along(compared, given_directions(vectors), chosen, step))
+    return LossCurves(chosen, curves_along(compared, along, len(vectors), chosen))
 
 
 def curves_along(
-    compared: ModelsAndData, directions: Directions, distances: Sequence[float], step: Callable[[], None]
+    compared: ModelsAndData, directions: Mapping[str, Directions], count: int, distances: Sequence[float]
 ) -> tuple[LossCurve, ...]:
     """The loss of every model over every data set at every distance along every direction, from its own weights.
 
     Args:
-        compared: what is measured.
-        directions: what gives the directions.
+        compared: the models and data.
+        directions: what gives the directions, by the models' names.
+        count: how many directions it gives.
         distances: multiples of the directions.
-        step: called after each loss.
     """
-    curves = []
-    for name, data in compared.pairs:
-        with compared.measuring(name, data) as objective:
-            center, own = objective.loss(), objective.vector()
-            rows = []
-            for direction in directions(objective):
-                row = []
-                for distance in distances:
-                    row.append(center if distance == 0 else objective.loss(own.add(direction, alpha=distance)))
-                    step()
-                rows.append(tuple(row))
-        curves.append(LossCurve(name, data, center, tuple(rows)))
-    return tuple(curves)
+
+    def points(model: str, objective: Objective) -> Iterator[Iterable[torch.Tensor | None]]:
+        own = objective.vector()
+        for direction in directions[model](objective):
+            yield (None if distance == 0 else own.add(direction, alpha=distance) for distance in distances)
+
+    return tuple(LossCurve(*found) for found in compared.losses(points, count * len(distances)))
 
 
 def unit_differences(
@@ -272,44 +322,44 @@ def unit_differences(
         FlatnessError: weights that do not fit, or both ends are equal; models that share a direction but not the
             parameters.
     """
-    by_name = {what: _by_model(compared, one, what) for what, one in (("towards", towards), ("origin", origin))}
-    shared = not any(by_name.values())
-    if shared:
+    ends, starts = _by_model(compared, towards, "towards"), _by_model(compared, origin, "origin")
+    if ends is None and starts is None:
         compared.check_same_parameters()
-    routes: dict[str, tuple[torch.Tensor, float]] = {}
+        return dict.fromkeys(compared.models, _route(compared.first, towards, origin)), True
+    routes = {}
     for name, model in compared.models.items():
-        if shared and routes:
-            routes[name] = next(iter(routes.values()))
-            continue
-        ends = []
-        for what, given in (("origin", origin), ("towards", towards)):
-            given = given[name] if by_name[what] else given  # type: ignore[index]
-            label = f"{what} of model {name!r}" if by_name[what] else what
-            ends.append(own_weights(model) if given is None else weights_vector(model, given, label))  # type: ignore[arg-type]
-        difference = ends[1] - ends[0].to(ends[1].device)
-        between = "the difference between the two ends of the path" + ("" if shared else f" of model {name!r}")
-        routes[name] = unit(difference, between), norm(difference)
-    return routes, shared
+        end = towards if ends is None else ends[name]
+        start = origin if starts is None else starts[name]
+        routes[name] = _route(model, end, start, f" of model {name!r}")
+    return routes, False
 
 
-def _by_model(compared: ModelsAndData, weights: object, what: str) -> bool:
-    """Whether weights are given for each model by name.
+def _route(model: nn.Module, towards: Any, origin: Any, of: str = "") -> tuple[torch.Tensor, float]:
+    """The unit direction between two weights, and their distance. ``of``: whose they are, for messages."""
+    start = own_weights(model) if origin is None else weights_vector(model, origin, f"origin{of}")
+    end = weights_vector(model, towards, f"towards{of}")
+    difference = end - start.to(end.device)
+    return unit(difference, f"the difference between the two ends of the path{of}"), norm(difference)
+
+
+def _by_model(compared: ModelsAndData, weights: Any, what: str) -> Mapping[str, Weights] | None:
+    """The weights, if they are given for each model by name; else ``None``.
 
     Raises:
-        FlatnessError: for some of the models, or for a name that is none.
+        FlatnessError: they are given for some of the models, or for an unknown name.
     """
     if not isinstance(weights, Mapping):
-        return False
+        return None
     parameters = {name for model in compared.models.values() for name in parameter_shapes(model)}
     if set(weights) & parameters or not set(weights) & set(compared.models):
-        return False  # a state dict, or meant to be one
+        return None  # a state dict, or meant to be one
     for name in compared.models:
         if name not in weights:
             raise FlatnessError(f"{what} has weights for {list(weights)}, but none for model {name!r}")
     for name in weights:
         if name not in compared.models:
             raise FlatnessError(f"{what} has weights for {name!r}, but the models are {list(compared.models)}")
-    return True
+    return weights
 
 
 def _norm_of(compared: ModelsAndData, names: frozenset[str]) -> float:
@@ -318,85 +368,11 @@ def _norm_of(compared: ModelsAndData, names: frozenset[str]) -> float:
     return torch.tensor(parts, dtype=torch.float64, device="cpu").norm().item() or 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class LossCurve:
-    """The losses of one model over one data set along one or several directions.
-
-    Attributes:
-        model, data: their names.
-        center: the loss of the model as it is.
-        losses: for each direction, the loss at each distance: the mean over the samples. Infinite or NaN where it is.
-    """
-
-    model: str
-    data: str
-    center: float
-    losses: tuple[tuple[float, ...], ...]
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """The mean over the directions at each distance; infinite or NaN if one of them is."""
-        return tuple(sum(column) / len(column) for column in zip(*self.losses, strict=True))
-
-
-@dataclass(frozen=True, slots=True)
-class LossCurves:
-    """The losses of models over data sets along the same lines.
-
-    Attributes:
-        distances: where along each line, in the units that the function which measured them says.
-        curves: one for every model with every data set.
-        end: for a path between two points, the distance of the other point; else ``None``.
-        ends: the same by the models' names, where each has a path of its own; else empty.
-    """
-
-    distances: tuple[float, ...]
-    curves: tuple[LossCurve, ...]
-    end: float | None = None
-    ends: Mapping[str, float] = field(default_factory=dict)
-
-    def curve(self, model: str | None = None, data: str | None = None) -> LossCurve:
-        """The curve of one model over one data set; what there is only one of need not be named.
-
-        Raises:
-            FlatnessError: there is none, or several.
-        """
-        return pick(self.curves, model, data)
-
-
-class Named(Protocol):
-    """What belongs to one model and one data set."""
-
-    @property
-    def model(self) -> str: ...  # noqa: D102
-
-    @property
-    def data(self) -> str: ...  # noqa: D102
-
-
-Entry = TypeVar("Entry", bound=Named)
-
-
-def pick(entries: Sequence[Entry], model: str | None, data: str | None) -> Entry:
-    """The one entry with these names; ``None`` fits any.
-
-    Raises:
-        FlatnessError: there is none, or several.
-    """
-    fitting = [entry for entry in entries if model in (None, entry.model) and data in (None, entry.data)]
-    if len(fitting) != 1:
-        raise FlatnessError(
-            f"{len(fitting)} entries have model={model!r} and data={data!r}, not one; there are (model, data) "
-            f"{[(entry.model, entry.data) for entry in entries]}"
-        )
-    return fitting[0]
-
-
 def checked_distances(distances: Iterable[float], what: str = "distances") -> tuple[float, ...]:
     """Distances as floats.
 
     Raises:
-        FlatnessError: there are none, or one is not a finite number.
+        FlatnessError: an empty list, or a value that is not a finite number.
     """
     try:
         values = tuple(float(distance) for distance in distances)

@@ -1,20 +1,21 @@
-"""Loss surfaces: the loss over a plane in the space of the weights.
+"""Loss over a plane in the space of the weights, and the average slope to a level of the loss.
 
-Arguments, several models and several data sets, and what is an outcome or an error: as in
-:mod:`flatwise.flatness.paths`.
+Arguments, several models and several data sets, and infinite losses: as in :mod:`flatwise.flatness.paths`. The average
+slope is that of the peak-LR paper, section 6.3.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
-from flatwise.flatness._models_and_data import Models, ModelsAndData, Progress, counter
+from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows
 from flatwise.flatness._vectors import (
     Directions,
     Normalization,
@@ -29,28 +30,25 @@ from flatwise.flatness._vectors import (
     weights_vector,
 )
 from flatwise.flatness.curvature import top_eigenvalues
-from flatwise.flatness.guard import Autocast, FlatnessError, Mode, checked_count
+from flatwise.flatness.guard import Autocast, FlatnessError, checked_count
 from flatwise.flatness.objective import Loss, Objective
-from flatwise.flatness.paths import checked_distances, pick, symmetric, unit_differences
+from flatwise.flatness.paths import Measured, checked_distances, pick, symmetric, unit_differences
 
 # Directions whose angle has a smaller sine span no plane.
 PARALLEL = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class LossGrid:
+class LossGrid(Measured):
     """The losses of one model over one data set, on the grid.
 
     Attributes:
         model, data: their names.
         center: the loss of the model as it is.
-        losses: a row for each y, the loss at each x in it. Infinite or NaN where it is.
+        losses: a row for each y, with the loss at each x. May be infinite or NaN.
     """
 
-    model: str
-    data: str
-    center: float
-    losses: tuple[tuple[float, ...], ...]
+    losses: Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ class LossSurface:
     """The losses of models over data sets on the same grid.
 
     Attributes:
-        xs, ys: coordinates of the grid, in the units that the function which measured them says.
+        xs, ys: coordinates of the grid, in the units of the function that measured them.
         grids: one for every model with every data set.
         points: models that lie in the plane, as (x, y), by name.
     """
@@ -69,10 +67,10 @@ class LossSurface:
     points: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def grid(self, model: str | None = None, data: str | None = None) -> LossGrid:
-        """The grid of one model over one data set; what there is only one of need not be named.
+        """The grid of one model over one data set. Names may be omitted if there is only one.
 
         Raises:
-            FlatnessError: there is none, or several.
+            FlatnessError: no grid fits, or several.
         """
         return pick(self.grids, model, data)
 
@@ -88,10 +86,7 @@ def loss_surface(
     normalize: Normalization = "filter",
     parameters: Selection = "all",
     seed: int = 0,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LossSurface:
     """The loss ``L(w + x d₁ + y d₂)`` around each model's own weights.
 
@@ -105,12 +100,12 @@ def loss_surface(
             ``"unit"``, as for :func:`flatwise.flatness.random_weight_paths`. Several models have the same draws.
         parameters: which ones random directions move, likewise.
         seed: of the random directions, from a generator of their own, and of the eigenvalue iteration.
-        progress: called after each loss as ``progress(losses so far, all losses)``; the eigenvectors come before that.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: as in :mod:`flatwise.flatness.paths`.
 
     Raises:
         FlatnessError: bad input; directions that are 0 or parallel; eigenvectors that did not converge.
     """
-    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    compared = ModelsAndData(model, loss, data, **options)
     compared.check_same_parameters()
     across = symmetric(1.0, 5) if xs is None else checked_distances(xs, "xs")
     up = symmetric(1.0, 5) if ys is None else checked_distances(ys, "ys")
@@ -123,8 +118,7 @@ def loss_surface(
         along = random_directions(2, seed, normalize, selected(compared.first, parameters))
     else:
         raise FlatnessError(f"directions must be 'random', 'eigenvectors' or two directions; got {directions!r}")
-    step = counter(progress, len(compared.pairs) * len(across) * len(up))
-    return LossSurface(across, up, _grids(compared, along, across, up, step))
+    return LossSurface(across, up, _grids(compared, along, across, up))
 
 
 def plane_surface(
@@ -134,10 +128,7 @@ def plane_surface(
     *,
     xs: Iterable[float] | None = None,
     ys: Iterable[float] | None = None,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LossSurface:
     """The loss over the plane through the weights of three models (Garipov et al. 2018).
 
@@ -149,7 +140,7 @@ def plane_surface(
         models: three models by name, with the same parameters.
         data: one data set, or several by name.
         xs, ys: coordinates; default: 11 each, over the three models and a quarter of their extent around them.
-        progress: called after each loss as ``progress(losses so far, all losses)``.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: as in :mod:`flatwise.flatness.paths`.
 
     Returns:
         Grids under the first model's name; all three are in ``points``.
@@ -159,7 +150,7 @@ def plane_surface(
     """
     if not isinstance(models, Mapping) or len(models) != 3:
         raise FlatnessError("a plane is spanned by three models: give a mapping of three names to models")
-    three = ModelsAndData.of(models, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    three = ModelsAndData(models, loss, data, **options)
     three.check_same_parameters()
     a, b, c = (own_weights(one) for one in three.models.values())
     b, c = b.to(a) - a, c.to(a) - a
@@ -169,55 +160,39 @@ def plane_surface(
     if norm(rest) <= PARALLEL * max(norm(b), norm(c)):
         raise FlatnessError("the three models are on one line: they span no plane")
     y_axis = unit(rest, "the plane")
-    corners = {"x": (0.0, norm(b), x_c), "y": (0.0, 0.0, norm(rest))}
-    across = _margin(corners["x"]) if xs is None else checked_distances(xs, "xs")
-    up = _margin(corners["y"]) if ys is None else checked_distances(ys, "ys")
-    name = next(iter(models))
-    step = counter(progress, len(three.data) * len(across) * len(up))
-    grids = _grids(three.alone(name), given_directions([x_axis, y_axis]), across, up, step)
-    points = zip(corners["x"], corners["y"], strict=True)
-    return LossSurface(across, up, grids, dict(zip(models, points, strict=True)))
+    points = dict(zip(models, [(0.0, 0.0), (norm(b), 0.0), (x_c, norm(rest))], strict=True))
+    own_xs, own_ys = zip(*points.values(), strict=True)
+    across = _margin(own_xs) if xs is None else checked_distances(xs, "xs")
+    up = _margin(own_ys) if ys is None else checked_distances(ys, "ys")
+    name, first = next(iter(models.items()))
+    grids = _grids(ModelsAndData({name: first}, loss, data, **options), given_directions([x_axis, y_axis]), across, up)
+    return LossSurface(across, up, grids, points)
 
 
 def _grids(
-    compared: ModelsAndData,
-    directions: Directions,
-    xs: Sequence[float],
-    ys: Sequence[float],
-    step: Callable[[], None],
+    compared: ModelsAndData, directions: Directions, xs: Sequence[float], ys: Sequence[float]
 ) -> tuple[LossGrid, ...]:
-    grids = []
-    for name, one in compared.pairs:
-        with compared.measuring(name, one) as objective:
-            center, own = objective.loss(), objective.vector()
-            first, second = directions(objective)
-            rows = []
-            for y in ys:
-                row = []
-                for x in xs:
-                    at = own.add(first, alpha=x).add_(second, alpha=y)
-                    row.append(center if x == y == 0 else objective.loss(at))
-                    step()
-                rows.append(tuple(row))
-        grids.append(LossGrid(name, one, center, tuple(rows)))
-    return tuple(grids)
+    def points(model: str, objective: Objective) -> Iterator[Iterable[torch.Tensor | None]]:
+        own = objective.vector()
+        first, second = directions(objective)
+        for y in ys:
+            yield (None if x == y == 0 else own.add(first, alpha=x).add_(second, alpha=y) for x in xs)
+
+    return tuple(LossGrid(*found) for found in compared.losses(points, len(xs) * len(ys)))
 
 
 def _top_two(compared: ModelsAndData, seed: int) -> list[torch.Tensor]:
-    first_set = next(iter(compared.data))
-    # Products under autocast have two digits, which do for directions.
+    # Products under autocast have two digits, enough for directions.
     cast = Autocast.capture({"cpu", *(p.device.type for p in compared.first.parameters())}).dtypes
     found = top_eigenvalues(
         compared.first,
         compared.loss,
-        compared.data[first_set],
+        compared.data[compared.first_data],
         2,
         vectors=True,
         tol=5e-2 if cast else 1e-3,
         seed=seed,
-        max_batches=compared.max_batches,
-        mode=compared.mode,
-        dtype=compared.dtype,
+        **compared.options,
     )
     if not found.converged or found.vectors is None:
         raise FlatnessError(
@@ -245,7 +220,7 @@ def _margin(values: Sequence[float]) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class LevelSlope:
+class LevelSlope(Measured):
     """The average slopes of one model's loss over one data set, up to a level.
 
     Attributes:
@@ -255,9 +230,6 @@ class LevelSlope:
         slopes: ``(c − ε)/‖w* − w₀‖`` along each direction; NaN where the level was not reached.
     """
 
-    model: str
-    data: str
-    center: float
     distances: tuple[float, ...]
     slopes: tuple[float, ...]
 
@@ -285,10 +257,10 @@ class LevelSlopes:
     entries: tuple[LevelSlope, ...]
 
     def entry(self, model: str | None = None, data: str | None = None) -> LevelSlope:
-        """The slopes of one model over one data set; what there is only one of need not be named.
+        """The slopes of one model over one data set. Names may be omitted if there is only one.
 
         Raises:
-            FlatnessError: there is none, or several.
+            FlatnessError: no entry fits, or several.
         """
         return pick(self.entries, model, data)
 
@@ -306,17 +278,14 @@ def average_slope(
     tol: float = 1e-3,
     max_iter: int = 50,
     seed: int = 0,
-    max_batches: int | None = None,
-    mode: Mode = "eval",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[PathOptions],
 ) -> LevelSlopes:
     """The average slope ``(c − ε)/‖w* − w₀‖`` from the weights ``w*`` to points ``w₀`` where the loss is ``c``.
 
-    The paper takes for c "the loss at the entrance of the basin", which nobody knows, and for ``w₀`` any point of the
-    level set. Here c is given, and ``w₀`` is where a ray from ``w*`` meets the level: along random directions, or
-    towards other weights. Along random directions in many dimensions, distances mostly reflect the mean curvature
-    (the trace of the Hessian), not the lowest way out.
+    The paper takes for c "the loss at the entrance of the basin", which is unknown in practice, and for ``w₀`` any
+    point of the level set. Here c is an argument, and ``w₀`` is where a ray from ``w*`` meets the level: along random
+    directions, or towards other weights. Along random directions in many dimensions, distances mostly reflect the mean
+    curvature (the trace of the Hessian), not the lowest way out.
 
     The crossing is bracketed by doubling or halving the distance, then bisected. A ridge that is thinner than the last
     doubling can be stepped over.
@@ -334,13 +303,21 @@ def average_slope(
         max_iter: at most so many losses along a direction; if they do not suffice, the level counts as not reached.
             Default: 50.
         seed: of the random directions, from a generator of their own.
-        progress: called after each direction as ``progress(directions so far, all directions)``.
+        **options: ``max_batches``, ``mode``, ``dtype`` and ``progress``: as in :mod:`flatwise.flatness.paths`,
+            but progress counts directions.
 
     Raises:
         FlatnessError: bad input; a level that is not above the loss; ``towards`` given and equal to the weights.
     """
-    _check(level, directions, max_distance, tol, max_iter)
-    compared = ModelsAndData.of(model, loss, data, max_batches=max_batches, mode=mode, dtype=dtype)
+    checked_count("directions", directions)
+    checked_count("max_iter", max_iter, 2)
+    if not isinstance(level, (int, float)) or not math.isfinite(level):
+        raise FlatnessError(f"level must be a finite loss; got {level!r}")
+    if max_distance is not None and not 0 < max_distance < math.inf:
+        raise FlatnessError(f"max_distance must be a positive distance; got {max_distance!r}")
+    if not 0 < tol < 1:
+        raise FlatnessError(f"tol must be a relative tolerance between 0 and 1; got {tol!r}")
+    compared = ModelsAndData(model, loss, data, **options)
     reach = 10 * math.sqrt(sum(norm(p.detach().flatten()) ** 2 for p in compared.first.parameters())) or 1.0
     if towards is None:
         compared.check_same_parameters()
@@ -353,7 +330,7 @@ def average_slope(
         rays, count = {name: given_directions([direction]) for name, (direction, _) in routes.items()}, 1
         reach = max(reach, *(distance for _, distance in routes.values()))
     limit = reach if max_distance is None else float(max_distance)
-    step = counter(progress, len(compared.pairs) * count)
+    step = compared.counter(len(compared.pairs) * count)
     entries = []
     for name, one in compared.pairs:
         with compared.measuring(name, one) as objective:
@@ -397,14 +374,3 @@ def _crossing(loss_at: Callable[[float], float], level: float, limit: float, tol
         else:
             high, value = middle, between
     return high if math.isfinite(value) and high - low <= tol * high else math.nan
-
-
-def _check(level: float, directions: int, max_distance: float | None, tol: float, max_iter: int) -> None:
-    checked_count("directions", directions)
-    checked_count("max_iter", max_iter, 2)
-    if not isinstance(level, (int, float)) or not math.isfinite(level):
-        raise FlatnessError(f"level must be a finite loss; got {level!r}")
-    if max_distance is not None and not 0 < max_distance < math.inf:
-        raise FlatnessError(f"max_distance must be a positive distance; got {max_distance!r}")
-    if not 0 < tol < 1:
-        raise FlatnessError(f"tol must be a relative tolerance between 0 and 1; got {tol!r}")

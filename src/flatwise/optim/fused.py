@@ -16,8 +16,9 @@ from flatwise._attach.factors import Acting, Factors, Noise
 from flatwise._attach.handle import Handle, handle_of
 from flatwise._attach.perturbing import perturb
 from flatwise._attach.step import NoisyStep
-from flatwise.optim.launch import Footprint, Settings, Update, local
-from flatwise.optim.plans import Plan, make_plan, objection
+from flatwise._kernels.backend import PreparedStep
+from flatwise._kernels.forms import Update
+from flatwise.optim._plan import Footprint, Settings, local, make_plan, objection
 from flatwise.perturbation import Perturbation
 
 Perturbations = Perturbation | Sequence[Perturbation]
@@ -166,7 +167,7 @@ class FusedStep(NoisyStep):
     def release(self) -> None:
         """Release the buffers, and all that was prepared for the optimizer's parameters."""
         super().release()
-        self._plans: dict[int, tuple[Footprint, Plan]] = {}  # by the group's position
+        self._plans: dict[int, tuple[Footprint, PreparedStep]] = {}  # by the group's position
 
     def _copy(self, noise: Noise, *, every: bool) -> None:
         """Nothing yet: whether a copy is needed is known when the gradients are, and a closure may still make them."""

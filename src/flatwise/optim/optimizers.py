@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from flatwise._attach.step import unhooked
+from flatwise._kernels.forms import Update
+from flatwise.optim._plan import Settings
 from flatwise.optim.fused import Fused, Perturbations
-from flatwise.optim.launch import Settings, Update
 
 
 class SGD(Fused, torch.optim.SGD):

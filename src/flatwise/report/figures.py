@@ -1,18 +1,21 @@
-"""Plotly figures of a comparison. They draw what was recorded and judged; the only arithmetic is a mean for a line."""
+"""Plotly figures of a comparison and of a study. They draw what was recorded and judged; all arithmetic is a mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from flatwise.report.rows import difference_unit, metric_label, verdict_note, with_unit
-from flatwise.report.style import NEUTRAL, ArmStyle, Array, arm_styles, escape, lay_out, translucent, value_axis
+from flatwise.report import plot
+from flatwise.report.comparison import NEUTRAL, arm_styles, difference_unit, methods, metric_label, verdict_note
+from flatwise.report.table import ArmStyle, with_unit
 from flatwise.stats import UNTESTED, Judgement
-from flatwise.study.comparison import ArmSummary, Comparison
+from flatwise.study.comparison import ArmSummary, Comparison, FlatnessSummary, Measure
 from flatwise.study.store import Record
 
 _NOT_METRICS = ("scheduled_lr", "effective_lr", "seconds")
@@ -35,111 +38,96 @@ def learning_curves(comparison: Comparison, metric: str) -> go.Figure:
     """
     figure = go.Figure()
     styles = arm_styles(comparison)
-    drawn: list[Array] = []
+    is_judged = metric == comparison.metric
+    drawn: list[plot.Array] = []
     last = 1
     for arm in comparison.arms:
         records = [record for record in comparison.records if record.arm == arm.name]
-        finished = [record for record in records if record.status == "finished"]
-        epochs, values = _curves(finished, metric)
+        epochs, values = _curves([record for record in records if record.status == "finished"], metric)
         if epochs:
-            _add_mean_and_range(figure, arm, styles[arm.name], epochs, values, _unit_after(comparison, metric))
+            unit = f" {plot.escape(comparison.unit)}" if is_judged and comparison.unit else ""
+            _add_mean_and_range(figure, arm.name, styles[arm.name], epochs, values, unit)
             drawn.append(values)
             last = max(last, epochs[-1])
         for record in records:
             if record.status == "failed":
-                _add_failed_seed(figure, arm, styles[arm.name], record, metric)
-    label = escape(metric_label(comparison, metric))
-    lay_out(figure, height=380 if metric == comparison.metric else 320, x="epoch", y=label, values=drawn)
-    _remember_views(figure, drawn, last)
+                _add_failed_seed(figure, styles[arm.name], record, metric)
+    label = metric_label(comparison, metric)
+    plot.lay_out(figure, height=380 if is_judged else 320, x="epoch", y=label, values=drawn)
+    margin = 0.03 * max(1, last - 1)
+    figure.update_xaxes(range=[1 - margin, last + margin])
+    # Two views, as plotly's relayout takes them: the whole curves, and their last half.
+    halves = [values[:, values.shape[1] // 2 :] for values in drawn]
+    views = {"whole": ([1 - margin, last + margin], drawn), "last half": ([(1 + last) / 2, last + margin / 2], halves)}
+    figure.update_layout(
+        meta={
+            name: {"xaxis.range": x} | {f"yaxis.{key}": value for key, value in plot.value_axis(shown).items()}
+            for name, (x, shown) in views.items()
+        }
+    )
     return figure
 
 
-def _remember_views(figure: go.Figure, drawn: Sequence[Array], last: int) -> None:
-    """Keep two views in the figure, as plotly's relayout takes them: the whole curves, and their last half."""
-    margin = 0.03 * max(1, last - 1)
-    halves = [values[:, values.shape[1] // 2 :] for values in drawn]
-    views = {
-        name: {"xaxis.range": x} | {f"yaxis.{key}": value for key, value in value_axis(values).items()}
-        for name, x, values in (
-            ("whole", [1 - margin, last + margin], drawn),
-            ("last half", [(1 + last) / 2, last + margin / 2], halves),
-        )
-    }
-    figure.update_xaxes(range=[1 - margin, last + margin])
-    figure.update_layout(meta=views)
-
-
-def _unit_after(comparison: Comparison, metric: str) -> str:
-    """The unit to write after a value of ``metric`` in hover text, with its space; empty where unknown."""
-    return f" {escape(comparison.unit)}" if metric == comparison.metric and comparison.unit else ""
-
-
-def _curves(records: Sequence[Record], metric: str) -> tuple[list[int], Array]:
+def _curves(records: Sequence[Record], metric: str) -> tuple[list[int], plot.Array]:
     """The epochs (from 1) at which any of ``records`` reports ``metric``, and the values: a row per record."""
     length = max((len(record.epochs) for record in records), default=0)
-    epochs = [
-        index
-        for index in range(length)
-        if any(index < len(record.epochs) and metric in record.epochs[index] for record in records)
-    ]
-    values = [[_value(record, index, metric) for index in epochs] for record in records]
-    return [index + 1 for index in epochs], np.array(values, dtype=np.float64).reshape(len(records), len(epochs))
+    padded = [[*record.epochs, *[{}] * (length - len(record.epochs))] for record in records]
+    epochs = [index for index in range(length) if any(metric in epochs[index] for epochs in padded)]
+    values = [[float(epochs_of[index].get(metric, math.nan)) for index in epochs] for epochs_of in padded]
+    return [index + 1 for index in epochs], plot.floats(values).reshape(len(records), len(epochs))
 
 
-def _value(record: Record, index: int, name: str) -> float:
-    return float(record.epochs[index].get(name, math.nan)) if index < len(record.epochs) else math.nan
+def _add_line(
+    figure: go.Figure, epochs: list[int], values: plot.Array, name: str, style: ArmStyle, width: float, **more: Any
+) -> None:
+    """Draw a line over epochs; a single epoch as a dot."""
+    look = {"mode": "lines" if len(epochs) > 1 else "markers", "name": name}
+    line = {"color": style.color, "dash": style.dash, "width": width}
+    figure.add_scatter(**(look | {"x": epochs, "y": values, "line": line} | more))
 
 
 def _add_mean_and_range(
-    figure: go.Figure, arm: ArmSummary, style: ArmStyle, epochs: list[int], values: Array, unit: str
+    figure: go.Figure, arm: str, style: ArmStyle, epochs: list[int], values: plot.Array, unit: str
 ) -> None:
     # A seed that is NaN at an epoch makes the mean NaN there: a gap in the line, not a mean over fewer seeds.
     means, lows, highs = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-    name = escape(arm.name)
+    name = plot.escape(arm)
     if len(values) > 1:
-        edge = {
-            "x": epochs,
-            "mode": "lines",
-            "line": {"width": 0},
-            "legendgroup": arm.name,
-            "showlegend": False,
-            "hoverinfo": "skip",
-        }
-        figure.add_scatter(y=lows, name=f"{name}: lowest seed", **edge)
-        fill = translucent(style.color, 0.13)
-        figure.add_scatter(y=highs, name=f"{name}: highest seed", fill="tonexty", fillcolor=fill, **edge)
-    figure.add_scatter(
-        x=epochs,
-        y=means,
-        name=name,
-        legendgroup=arm.name,
-        mode="lines" if len(epochs) > 1 else "markers",
-        line={"color": style.color, "dash": style.dash, "width": 2},
-        customdata=np.stack([lows, highs], axis=1),
-        hovertemplate=(
-            f"<b>{name}</b>, epoch %{{x}}<br>mean %{{y:.5~g}}{unit}"
-            f"<br>{len(values)} seeds: %{{customdata[0]:.5~g}} to %{{customdata[1]:.5~g}}<extra></extra>"
-        ),
+        edge = {"mode": "lines", "legendgroup": arm, "showlegend": False, "hoverinfo": "skip"}
+        band = {"fill": "tonexty", "fillcolor": plot.translucent(style.color, 0.13)}
+        _add_line(figure, epochs, lows, f"{name}: lowest seed", style, 0, **edge)
+        _add_line(figure, epochs, highs, f"{name}: highest seed", style, 0, **edge, **band)
+    hover = (
+        f"<b>{name}</b>, epoch %{{x}}<br>mean %{{y:.5~g}}{unit}"
+        f"<br>{len(values)} seeds: %{{customdata[0]:.5~g}} to %{{customdata[1]:.5~g}}<extra></extra>"
     )
+    ends = np.stack([lows, highs], axis=1)
+    _add_line(figure, epochs, means, name, style, 2, legendgroup=arm, customdata=ends, hovertemplate=hover)
 
 
-def _add_failed_seed(figure: go.Figure, arm: ArmSummary, style: ArmStyle, record: Record, metric: str) -> None:
+def _add_failed_seed(figure: go.Figure, style: ArmStyle, record: Record, metric: str) -> None:
     epochs, values = _curves([record], metric)
     finite = np.flatnonzero(np.isfinite(values[0]))
     if not len(finite):
         return
-    symbols = ["x" if index == finite[-1] else "circle" for index in range(len(epochs))]
-    sizes = [8 if index == finite[-1] else 0 for index in range(len(epochs))]
-    name = f"{escape(arm.name)}: seed {record.seed} failed"
-    figure.add_scatter(
-        x=epochs,
-        y=values[0],
-        name=name,
-        legendgroup=arm.name,
+    is_last = [index == finite[-1] for index in range(len(epochs))]
+    name = f"{plot.escape(record.arm)}: seed {record.seed} failed"
+    _add_line(
+        figure,
+        epochs,
+        values[0],
+        name,
+        ArmStyle(style.color, "dot"),
+        1,
+        legendgroup=record.arm,
         showlegend=False,
         mode="lines+markers",
-        line={"color": style.color, "dash": "dot", "width": 1},
-        marker={"symbol": symbols, "size": sizes, "color": style.color, "line": {"width": 0}},
+        marker={
+            "symbol": ["x" if last else "circle" for last in is_last],
+            "size": [8 if last else 0 for last in is_last],
+            "color": style.color,
+            "line": {"width": 0},
+        },
         hovertemplate=f"<b>{name}</b><br>epoch %{{x}}: %{{y:.5~g}}<extra></extra>",
     )
 
@@ -154,25 +142,29 @@ def effective_rates(comparison: Comparison) -> dict[str, go.Figure]:
     recorded no rates has no figure.
     """
     styles = arm_styles(comparison)
+    controls = {arm.name for arm in comparison.arms if arm.is_control}
+    # Wide and pale, so that an effective rate that equals it is seen on top of it.
+    scheduled = ArmStyle(plot.translucent(NEUTRAL, 0.45), "solid")
     figures = {}
-    for arm in comparison.arms[1:]:
-        record = _first_record(comparison, arm.name)
-        if arm.is_control or record is None:
-            continue
-        figure = go.Figure()
-        # Wide and pale, so that an effective rate that equals it is seen on top of it.
-        scheduled = ArmStyle(translucent(NEUTRAL, 0.45), "solid")
-        drawn = [
-            _add_rate(figure, record, "scheduled_lr", "scheduled", scheduled, width=6),
-            _add_rate(figure, record, "effective_lr", arm.name, styles[arm.name], width=1.8),
+    for arm in methods(comparison):
+        paths = [
+            (arm.name, "scheduled_lr", "scheduled", scheduled, 6.0),
+            (arm.name, "effective_lr", arm.name, styles[arm.name], 1.8),
         ]
-        control = next((other for other in comparison.arms if other.is_control and other.name == arm.control), None)
-        control_record = _first_record(comparison, control.name) if control is not None else None
-        if control is not None and control_record is not None:
-            style = styles[control.name]
-            drawn.append(_add_rate(figure, control_record, "effective_lr", control.name, style, width=1.8))
-        if figure.data:
-            lay_out(figure, height=250, x="epoch", y="", values=drawn)
+        if arm.control in controls:
+            paths.append((arm.control, "effective_lr", arm.control, styles[arm.control], 1.8))
+        figure = go.Figure()
+        drawn = []
+        for of, key, label, style, width in paths:
+            record = _first_record(comparison, of)
+            epochs, values = _curves([] if record is None else [record], key)
+            if record is not None and epochs:
+                name = plot.escape(label)
+                hover = f"<b>{name}</b>, seed {record.seed}<br>epoch %{{x}}: rate %{{y:.4~g}}<extra></extra>"
+                _add_line(figure, epochs, values[0], name, style, width, hovertemplate=hover)
+                drawn.append(values)
+        if drawn:
+            plot.lay_out(figure, height=250, x="epoch", values=drawn)
             figures[arm.name] = figure
     return figures
 
@@ -186,22 +178,6 @@ def _first_record(comparison: Comparison, arm: str) -> Record | None:
         key=lambda record: (record.status == "failed", order.get(record.seed, len(order))),
         default=None,
     )
-
-
-def _add_rate(figure: go.Figure, record: Record, key: str, name: str, style: ArmStyle, width: float) -> Array:
-    epochs, values = _curves([record], key)
-    if epochs:
-        figure.add_scatter(
-            x=epochs,
-            y=values[0],
-            name=escape(name),
-            mode="lines" if len(epochs) > 1 else "markers",
-            line={"color": style.color, "dash": style.dash, "width": width},
-            hovertemplate=(
-                f"<b>{escape(name)}</b>, seed {record.seed}<br>epoch %{{x}}: rate %{{y:.4~g}}<extra></extra>"
-            ),
-        )
-    return values
 
 
 # Paired differences
@@ -221,57 +197,27 @@ def differences_from_controls(comparison: Comparison) -> go.Figure:
 
 
 def _differences(comparison: Comparison, judged: Sequence[tuple[ArmSummary, str, Judgement]], zero: str) -> go.Figure:
-    """One row per arm, the first on top, its name written above its dots: long names then cost no width."""
+    """One row per arm, the first on top: its name, below it a dot per seed, below these mean and interval."""
     figure = go.Figure()
     styles = arm_styles(comparison)
     unit = difference_unit(comparison)
-    reach = [0.0]
+    reach: list[float] = []
     for index, (arm, baseline, judgement) in enumerate(judged):
-        row, name = -float(index), escape(arm.name)
-        color = styles[arm.name].color
-        untested = untested_words(judgement)
-        dots, bar = row - 0.02, row - 0.25  # the name is above the dots, the interval below them
-        figure.add_annotation(
-            {"x": 0, "xref": "paper", "y": row + 0.36, "text": f"<b>{name}</b>{untested}", "font": {"size": 12}},
-            xanchor="left",
-            yanchor="middle",
-            showarrow=False,
-        )
+        row, name = -float(index), plot.escape(arm.name)
+        plot.write(figure, f"<b>{name}</b>{_untested_words(judgement)}", row + 0.36)
         pairs = paired_seeds(comparison, arm.name, baseline, judgement)
-        figure.add_scatter(
-            x=np.array(judgement.differences, dtype=np.float64),
-            y=[dots + _spread(position) for position in range(len(pairs))],
-            name=name,
-            meta="seeds",
-            customdata=pairs,
-            mode="markers",
-            marker={
-                "color": "rgba(0, 0, 0, 0)" if arm.is_control else translucent(color, 0.5),
-                "size": 8,
-                "line": {"color": color, "width": 1.2},
-            },
-            hovertemplate=f"<b>{name}</b>, %{{customdata}}<br>%{{x:+.5~g}} {escape(unit)}<extra></extra>",
-        )
+        hover = f"%{{x:+.5~g}} {plot.escape(unit)}"
+        heights = [row - 0.02 + _spread(position) for position in range(len(pairs))]
+        plot.add_seeds(figure, judgement.differences, heights, name, styles[arm.name], pairs, hover)
         reach += [value for value in judgement.differences if math.isfinite(value)]
-        if math.isfinite(judgement.mean):
-            _add_interval(figure, judgement, bar, name, color, unit)
-            reach += [value for value in (judgement.low, judgement.high) if math.isfinite(value)]
-    low, high = min(reach), max(reach)
-    margin = 0.08 * (high - low) or 1.0
-    bottom, top = 0.58 - len(judged), 0.58
-    zero_line = {"color": NEUTRAL, "width": 1.5}
-    figure.add_shape(type="line", x0=0, x1=0, y0=bottom, y1=top, layer="below", line=zero_line)
-    label = escape(with_unit(f"difference in {comparison.metric}", f"({unit})" if unit else ""))
-    lay_out(figure, height=96 + 56 * len(judged), x=label, y="", values=[])
-    figure.update_xaxes(range=[low - margin, high + margin])
-    between_rows = [0.58 - index for index in range(len(judged) + 1)]
-    figure.update_yaxes(range=[bottom, top], tickvals=between_rows, showticklabels=False, fixedrange=True)
-    figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "b": 44})
-    label_sides(figure, comparison.better, zero, low - margin, high + margin)
+        reach += plot.add_difference(figure, judgement, row - 0.25, name, styles[arm.name].color, unit)
+    top = 0.58
+    plot.lay_out_differences(figure, comparison, zero, reach, (top - len(judged), top), 96 + 56 * len(judged))
+    figure.update_yaxes(tickvals=[top - index for index in range(len(judged) + 1)])  # lines between the rows
     return figure
 
 
-def untested_words(judgement: Judgement) -> str:
+def _untested_words(judgement: Judgement) -> str:
     """What to write beside an arm's name where nothing was tested; empty where it was, or where a gate is closed."""
     if judgement.verdict == "not tested" or judgement.verdict not in UNTESTED:
         return ""
@@ -297,61 +243,113 @@ def _spread(position: int) -> float:
     return ((position * 0.618034) % 1.0 - 0.5) * 0.2
 
 
-def _add_interval(figure: go.Figure, judgement: Judgement, height: float, name: str, color: str, unit: str) -> None:
-    bounds = [judgement.low, judgement.high]
-    interval = ""
-    if all(math.isfinite(bound) for bound in bounds):
-        figure.add_scatter(
-            x=bounds,
-            y=[height, height],
-            name=f"{name}: 95 % interval",
-            meta="interval",
-            mode="lines",
-            line={"color": color, "width": 5},
-            hoverinfo="skip",
-        )
-        interval = f"<br>95 % interval {judgement.low:+.4g} to {judgement.high:+.4g}".replace("-", "−")
-    figure.add_scatter(
-        x=[judgement.mean],
-        y=[height],
-        name=f"{name}: mean",
-        meta="mean",
-        mode="markers",
-        marker={"symbol": "diamond", "size": 12, "color": color, "line": {"color": "white", "width": 1.5}},
-        hovertemplate=f"<b>{name}</b><br>mean %{{x:+.5~g}} {escape(unit)}{interval}<extra></extra>",
+def forest_plots(comparisons: Sequence[Comparison]) -> dict[str, go.Figure]:
+    """Every method's difference to vanilla in every cell: a figure for every metric that cells are judged by."""
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        unit = difference_unit(comparison)
+        metric = with_unit(comparison.metric, f"({unit})" if unit else "")
+        groups.setdefault(f"{metric}, {comparison.better} is better", []).append(comparison)
+    return {name: _forest(found) for name, found in groups.items()}
+
+
+def _forest(comparisons: Sequence[Comparison]) -> go.Figure:
+    """Below each cell's name a row per method: its name, and under it mean difference and 95 % interval."""
+    figure = go.Figure()
+    reach: list[float] = []
+    row = 0.0
+    for comparison in comparisons:
+        task, styles, unit = plot.escape(comparison.task), arm_styles(comparison), difference_unit(comparison)
+        judged = [(arm.name, arm.vs_vanilla) for arm in methods(comparison) if arm.vs_vanilla is not None]
+        if judged and len(comparisons) > 1:
+            plot.write(figure, f"<b>{task}</b>", row, size=13)
+            row -= 0.8
+        for arm, judgement in judged:
+            plot.write(figure, plot.escape(arm) + _untested_words(judgement), row + 0.22)
+            name, shown = f"{task}: {plot.escape(arm)}", judgement.verdict in ("helps", "hurts")
+            reach += plot.add_difference(figure, judgement, row - 0.2, name, styles[arm].color, unit, filled=shown)
+            row -= 1
+    bottom, top = row + 0.5, 0.55
+    plot.lay_out_differences(figure, comparisons[0], "vanilla", reach, (bottom, top), round(96 + 34 * (top - bottom)))
+    figure.update_yaxes(showgrid=False)
+    return figure
+
+
+# Flatness
+
+
+def arm_beside_arm(comparison: Comparison, flatness: FlatnessSummary) -> dict[str, go.Figure]:
+    """The judged metric and then every measure, by its label: a row per arm, a dot per seed, a diamond at the mean."""
+    figures = {metric_label(comparison): _strip(comparison, _final_metric(comparison))}
+    for measure in flatness.measures:
+        figures[measure.label] = _strip(comparison, {of.arm: of.values for of in measure.arms})
+    return figures
+
+
+def _final_metric(comparison: Comparison) -> dict[str, tuple[float, ...]]:
+    """The judged metric after the final epoch of each arm by seed; NaN where the trial failed or is not on record."""
+    final = {
+        (record.arm, record.seed): float(record.epochs[-1][comparison.metric])
+        for record in comparison.records
+        if record.status == "finished"
+    }
+    return {
+        arm.name: tuple(final.get((arm.name, seed), math.nan) for seed in comparison.seeds) for arm in comparison.arms
+    }
+
+
+def _strip(comparison: Comparison, values: Mapping[str, Sequence[float]]) -> go.Figure:
+    figure = go.Figure()
+    styles = arm_styles(comparison)
+    names = [arm.name for arm in comparison.arms]
+    seeds = [f"seed {seed}" for seed in comparison.seeds]
+    for row, arm in enumerate(comparison.arms):
+        name, style, x = plot.escape(arm.name), styles[arm.name], values[arm.name]
+        plot.add_seeds(figure, x, [-row] * len(seeds), name, style, seeds, "%{x:.4~g}")
+        plot.add_mean(figure, _mean(x), -row, name, style.color, "mean %{x:.4~g}")
+    vanilla = _mean(values[names[0]])
+    if math.isfinite(vanilla):
+        figure.add_vline(x=vanilla, line={"color": NEUTRAL, "width": 1, "dash": "dot"}, layer="below")
+    plot.lay_out(figure, height=56 + 26 * len(names))
+    figure.update_xaxes(tickangle=0, **plot.value_axis([plot.floats(list(values.values())).ravel()]))
+    figure.update_yaxes(
+        range=[0.6 - len(names), 0.6],
+        tickvals=[-row for row in range(len(names))],
+        ticktext=[plot.escape(name) for name in names],
+        showgrid=False,
+        fixedrange=True,
     )
+    figure.update_layout(showlegend=False, margin={"l": 8, "r": 8, "t": 6, "b": 32})
+    return figure
 
 
-def label_sides(figure: go.Figure, better: str, zero: str, low: float, high: float) -> None:
-    """Write above a figure of differences which side is better, and what stands at zero; and make room for it.
-
-    Args:
-        figure: the figure.
-        better: whether lower or higher values are better.
-        zero: what stands at zero.
-        low, high: the ends of the x axis: close to one of them the text at zero would run into that end's.
-    """
-    crowded = not low + 0.3 * (high - low) < 0 < high - 0.3 * (high - low)
-    left, right = ("← better", "worse →") if better == "lower" else ("← worse", "better →")
-    for text, x, xref, anchor in ((left, 0, "paper", "left"), (right, 1, "paper", "right"), (zero, 0, "x", "center")):
-        figure.add_annotation(
-            text=text,
-            x=x,
-            xref=xref,
-            xanchor=anchor,
-            y=1,
-            yref="paper",
-            yanchor="bottom",
-            showarrow=False,
-            yshift=24 if crowded and xref == "x" else 6,
-        )
-    figure.update_layout(margin={"t": 52 if crowded else 34})
+def against_metric_and_rate(comparison: Comparison, flatness: FlatnessSummary) -> dict[str, go.Figure]:
+    """Every measure, by its label, against the judged metric (left) and the mean effective learning rate (right)."""
+    metric = _final_metric(comparison)
+    rates = {arm: [rate] * len(comparison.seeds) for arm, rate in flatness.rate.items()}
+    sides: dict[str, Mapping[str, Sequence[float]]] = {metric_label(comparison): metric, "mean learning rate": rates}
+    return {measure.label: _scatter(comparison, measure, sides) for measure in flatness.measures}
 
 
-# JSON
+def _scatter(comparison: Comparison, measure: Measure, sides: Mapping[str, Mapping[str, Sequence[float]]]) -> go.Figure:
+    figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.04)
+    styles = arm_styles(comparison)
+    seeds = [f"seed {seed}" for seed in comparison.seeds]
+    for arm, of in zip(comparison.arms, measure.arms, strict=True):
+        name, style = plot.escape(arm.name), styles[arm.name]
+        for column, side in enumerate(sides.values(), start=1):
+            x, hover = side[arm.name], "%{x:.4~g}, %{y:.4~g}"
+            plot.add_seeds(figure, x, of.values, name, style, seeds, hover, col=column)
+            plot.add_mean(figure, _mean(x), of.mean, name, style.color, f"means {hover}", col=column)
+    plot.lay_out(figure, height=320, y=measure.label, values=[plot.floats(of.values) for of in measure.arms])
+    figure.update_yaxes(title_text="", col=2)
+    for column, (title, side) in enumerate(sides.items(), start=1):
+        axis = plot.value_axis([plot.floats(list(side.values())).ravel()])
+        figure.update_xaxes(title_text=plot.escape(title), **axis, col=column)
+    figure.update_layout(showlegend=False)
+    return figure
 
 
-def to_json(figure: go.Figure) -> str:
-    """The figure as JSON that may stand inside an HTML script: no character of it can end the script."""
-    text = cast(str, figure.to_json())
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return fmean(finite) if finite else math.nan

@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flatwise.report.rows import NOTHING, number_of, plural
+from flatwise.report.table import NOTHING, number_of, plural
 from flatwise.study.provenance import kind_in_words, kind_of_machine
 from flatwise.study.store import Record
 from flatwise.study.subjects import TrialSpec

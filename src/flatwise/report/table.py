@@ -1,19 +1,23 @@
-"""The comparison as tables for the terminal, readable at 80 columns."""
+"""Numbers as text, and tables of them: one value for a table, rendered for the terminal, in a page or as Markdown.
+
+The page's renderer is the macro ``table`` in ``templates/macros.html.jinja``.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import rich.table
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
-from flatwise.report.rows import Judged, Row, difference_unit, metric_label, rows
-from flatwise.report.sentences import headline, summary_lines
-from flatwise.stats import Verdict
-from flatwise.study.comparison import Comparison
+NOTHING = "—"
 
-__all__ = ["comparison_table", "control_table", "headline", "summary_lines"]
-
-STYLES: dict[Verdict, str] = {
+# How a line of a cell looks on the terminal, by its look; one without a style, such as "note", is plain.
+_STYLES = {
     "helps": "bold green",
     "hurts": "bold red",
     "inconclusive": "yellow",
@@ -23,96 +27,222 @@ STYLES: dict[Verdict, str] = {
     "not comparable": "bold magenta",
     "not tested": "dim",
     "failed": "bold magenta",
+    "strong": "bold",
+    "dim": "dim",
+    "caution": "yellow",
+    "alert": "bold magenta",
 }
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The table "Does it help?": every arm against vanilla.
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a cell.
 
-    Two lines per row keep it within 80 columns: the interval stands under the difference, the best epoch's metric,
-    which is chosen on test data, dim under the final epoch's, and the number of seeds under the time.
+    Attributes:
+        text: what it says. A page escapes it, unless it is :class:`markupsafe.Markup`.
+        look: how it is shown: by a verdict, which is a badge on a page, or as ``"strong"``, ``"dim"``,
+            ``"caution"``, ``"alert"`` or ``"note"``.
     """
-    table = plain_table("Does it help?")
-    table.caption = (
-        "Final epoch, mean ± sd over seeds. Dim: the best epoch, chosen on test data, so optimistic and never judged."
-        " Differences are paired by seed, with their 95 % interval. p: sign-flip and skewness-adjusted t test, the"
-        " larger of the two, corrected (Holm)."
-        " Time: per epoch, ÷ vanilla's. n: seeds that finished."
-    )
-    lines = rows(comparison)
-    _add_name_column(table, lines)
-    final_width = max(len(row.final) for row in lines)
-    header = Text.assemble(metric_label(comparison), "\n", ("best epoch", "dim"))
-    table.add_column(header, justify="right", min_width=final_width)
-    _add_judged_columns(table, comparison, "minus vanilla", [row.vanilla for row in lines])
-    table.add_column("time\nn", justify="right", min_width=max(len(_count(row)) for row in lines))
-    for row in lines:
-        final = Text.assemble(row.final, "\n", (f"best {row.best}", "dim"))
-        time = Text.assemble(row.time, "\n", (_count(row), "bold magenta" if row.failed else "dim"))
-        table.add_row(name_cell(row), final, *judged_cells(row.vanilla), time)
-    return table
+
+    text: str
+    look: str = ""
 
 
-def control_table(comparison: Comparison) -> Table:
-    """The table "Is it the noise, or the mean rate?": every method against the control at its own mean rate."""
-    table = plain_table("Is it the noise, or the mean rate?")
-    table.caption = (
-        "A control has the method's mean rate and no randomness. "
-        "A gain over vanilla that the control has too is the rate's. Tested where there is a verdict against vanilla."
-    )
-    lines = [row for row in rows(comparison) if row.kind == "method"]
-    _add_name_column(table, lines)
-    _add_judged_columns(table, comparison, "minus its control", [row.control for row in lines])
-    for row in lines:
-        table.add_row(name_cell(row), *judged_cells(row.control))
-    return table
+Cell: TypeAlias = tuple[Line, ...]
 
 
-def plain_table(title: str) -> Table:
-    """An empty table that is not cut off at 80 columns, with an empty line between rows."""
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-        leading=1,
-    )
+def cell(*lines: str | tuple[str, str]) -> Cell:
+    """A cell of one or more lines, each a text or a text and its look; empty lines are left out."""
+    pairs = [("", line) if isinstance(line, str) else (line[1], line[0]) for line in lines]
+    return tuple(Line(text, look) for look, text in pairs if text)
 
 
-def _add_name_column(table: Table, lines: list[Row]) -> None:
-    # Names break at their spaces; a word of up to 16 letters stays whole.
-    longest_word = max((len(word) for row in lines for word in row.name.split()), default=0)
-    table.add_column("arm", min_width=min(16, longest_word), overflow="fold")
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column.
+
+    Attributes:
+        header: its header, of one or more lines.
+        kind: ``"name"`` for the first column, ``"number"`` for aligned numbers, ``"verdict"``, or ``"text"``.
+        label: what stands before the cell on a phone, where a row is a block of lines; default: nothing.
+    """
+
+    header: str
+    kind: Literal["name", "number", "verdict", "text"] = "number"
+    label: str = ""
 
 
-def _add_judged_columns(table: Table, comparison: Comparison, against: str, column: list[Judged]) -> None:
-    unit = difference_unit(comparison)
-    header = Text(f"{against}\n({unit})" if unit else against)
-    table.add_column(header, justify="right", min_width=max((len(judged.interval) for judged in column), default=0))
-    table.add_column("p", justify="right", min_width=max((len(judged.p) for judged in column), default=0))
-    table.add_column("verdict", min_width=len("inconclusive"))
+@dataclass(frozen=True, slots=True)
+class ArmStyle:
+    """How an arm is drawn: a colour, and a plotly dash pattern."""
+
+    color: str
+    dash: str
 
 
-def judged_cells(judged: Judged) -> tuple[Text, str, Text]:
-    """The cells of the three columns: difference with interval, p, verdict."""
-    difference = Text(judged.difference)
-    if judged.interval:
-        difference.append("\n").append(judged.interval, style="dim")
-    if judged.verdict is None:
-        return difference, judged.p, Text(judged.note, style="dim")
-    note = f"\n({judged.note})" if judged.note else ""
-    return difference, judged.p, Text.assemble((judged.verdict, STYLES[judged.verdict]), note)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row.
+
+    Attributes:
+        cells: one per column.
+        kind: ``"group"`` for the heading of the rows that follow, else how the row looks: what an arm is, or
+            ``"chosen"``.
+        style: how the figures draw the arm, if they do.
+    """
+
+    cells: tuple[Cell, ...]
+    kind: str = ""
+    style: ArmStyle | None = None
 
 
-# Cells are Text, never str, where they hold an arm's name: rich would read "[red]" in a str as markup.
-def name_cell(row: Row, indent: int = 0) -> Text:
-    """An arm's name."""
-    return Text(" " * indent + row.name, style={"control": "dim", "vanilla": "", "method": "bold"}[row.kind])
+def row(*cells: str | Cell, kind: str = "", style: ArmStyle | None = None) -> Row:
+    """A row of texts and cells."""
+    return Row(tuple(cell(each) if isinstance(each, str) else each for each in cells), kind, style)
 
 
-def _count(row: Row) -> str:
-    return f"{row.n} of {row.n + row.failed}" if row.failed else str(row.n)
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table.
+
+    Attributes:
+        columns, rows: its content.
+        title, note: what stands above it and below it.
+        spaced: whether the terminal leaves an empty line between rows.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    title: str = ""
+    note: str = ""
+    spaced: bool = False
+
+    def __rich__(self) -> rich.table.Table:
+        """The table for the terminal: readable at 80 columns, with nothing cut off."""
+        table = rich.table.Table(
+            title=self.title or None,
+            title_justify="left",
+            title_style="bold",
+            caption=self.note or None,
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+            leading=int(self.spaced),
+        )
+        for index, column in enumerate(self.columns):
+            table.add_column(
+                Text(column.header),
+                justify="right" if column.kind == "number" else "left",
+                overflow="fold" if column.kind == "name" else "ellipsis",
+                min_width=_width(column.kind, [row.cells[index] for row in self.rows]),
+            )
+        for index, row in enumerate(self.rows):
+            if row.kind == "group" and index:
+                table.add_row()
+            table.add_row(*map(_text, row.cells))
+        return table
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, without its title and its note."""
+        lines = [[cell(column.header) for column in self.columns], *(row.cells for row in self.rows)]
+        header, *body = [f"| {' | '.join(map(_markdown, cells))} |" for cells in lines]
+        return "\n".join([header, f"|{'---|' * len(self.columns)}", *body])
+
+
+def _width(kind: str, cells: Sequence[Cell]) -> int:
+    """What the terminal must leave a column: no number breaks, a verdict and a word of a name only if they are long."""
+    lines = [part for each in cells for line in each for part in line.text.split("\n")]
+    first = [each[0].text for each in cells if each]
+    words = [word for text in first for word in text.split()]
+    return {
+        "number": max(map(len, lines), default=0),
+        "name": min(16, max(map(len, words), default=0)),
+        "verdict": min(16, max(map(len, ["inconclusive", *first]))),
+        "text": 0,
+    }[kind]
+
+
+def _text(cell: Cell) -> Text:
+    """A cell for the terminal. Never a ``str``: rich would read ``[red]`` in one as markup."""
+    return Text("\n").join(Text(line.text, style=_STYLES.get(line.look, "")) for line in cell)
+
+
+def _markdown(cell: Cell) -> str:
+    return "<br>".join(line.text.replace("|", "\\|").replace("\n", "<br>") for line in cell)
+
+
+# Numbers as text
+
+
+def number(value: float, places: int, signed: bool = False) -> str:
+    """``value`` with ``places`` decimals and a typographic minus; a dash where it is not finite.
+
+    Args:
+        value: the number.
+        places: decimals.
+        signed: write ``+`` in front of a positive number. A number that rounds to zero never has a sign.
+    """
+    if not math.isfinite(value):
+        return NOTHING
+    text = f"{value:{'+' if signed else ''}.{places}f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def number_of(value: float) -> str:
+    """``value`` with four digits, where no spread says how many matter; a dash where it is not finite."""
+    return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else NOTHING
+
+
+def mean_and_sd(mean: float, sd: float, places: int) -> str:
+    """``"8.71 ± 0.15"``; the mean alone where there is no standard deviation."""
+    known = math.isfinite(mean) and math.isfinite(sd)
+    return f"{number(mean, places)} ± {number(sd, places)}" if known else number(mean, places)
+
+
+def interval(low: float, high: float, places: int) -> str:
+    """``"−0.61 to −0.23"``; empty where a bound is not finite."""
+    bounds = [number(bound, places, signed=True) for bound in (low, high)]
+    return "" if NOTHING in bounds else " to ".join(bounds)
+
+
+def p_value(p: float) -> str:
+    """A p value with three decimals, such as ``"0.016"``; ``"<0.001"`` below that, a dash where nothing was tested."""
+    if not math.isfinite(p):
+        return NOTHING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def p_equals(p: float) -> str:
+    """``"p = 0.016"`` or ``"p <0.001"``."""
+    text = p_value(p)
+    return f"p {text if text.startswith('<') else f'= {text}'}"
+
+
+def decimals_of(spreads: Iterable[float]) -> int:
+    """Decimals that show a typical standard deviation with two digits: one number for a whole table.
+
+    Returns:
+        Between 0 and 8; 2 where no standard deviation is above 0.
+    """
+    known = sorted(sd for sd in spreads if math.isfinite(sd) and sd > 0)
+    if not known:
+        return 2
+    return min(8, max(0, 1 - math.floor(math.log10(known[len(known) // 2]))))
+
+
+def with_unit(text: str, unit: str) -> str:
+    """``text`` followed by ``unit``, where there is one."""
+    return f"{text} {unit}" if unit else text
+
+
+def listing(names: Iterable[str]) -> str:
+    """``"a, b and c"``; empty for no name."""
+    *head, last = [*names] or [""]
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def plural(count: int, noun: str) -> str:
+    """``"1 cell"``, ``"3 cells"``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

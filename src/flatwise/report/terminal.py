@@ -11,23 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
-from flatwise.report.flatness_sentences import flatness_headline, method_lines
-from flatwise.report.sentences import warnings
-from flatwise.report.table import comparison_table, control_table, summary_lines
+from flatwise.report.comparison import comparison_table, control_table, has_controls, summary_lines, warnings
+from flatwise.report.flatness import flatness_headline, method_lines
 from flatwise.study.comparison import Comparison
 
 # What an encoding such as Windows' cp1252 or ASCII lacks of what we print; a minus must not become a question mark.
-_PLAIN = {
-    "−": "-",
-    "–": "-",
-    "—": "-",
-    "‑": "-",
+_PLAIN = dict(zip("−–—‑≈×÷·•′✓", "----~x/|*'v", strict=True)) | {
     "±": "+-",
-    "≈": "~",
-    "×": "x",
-    "÷": "/",
-    "·": "|",
-    "•": "*",
     "→": "->",
     "≥": ">=",
     "≤": "<=",
@@ -35,9 +25,7 @@ _PLAIN = {
     "β": "beta",
     "α": "alpha",
     "…": "...",
-    "′": "'",
     "²": "^2",
-    "✓": "v",
     "↓": "down",
     "↑": "up",
 }
@@ -112,7 +100,7 @@ def show(comparison: Comparison, console: Console) -> None:
         console: where.
     """
     console.print(comparison_table(comparison))
-    if any(arm.control is not None for arm in comparison.arms):
+    if has_controls(comparison):
         console.print(control_table(comparison))
     for line in warnings(comparison):
         console.print(f"! {line}", highlight=False, markup=False, style="yellow")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import os
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+import pooch
 
 from flatwise.study.export import written_whole
 from flatwise.study.tasks.classification import DataError, Pixels
@@ -51,7 +56,6 @@ def read_file(file: DataFile, data_dir: str | Path | None = None) -> bytes:
     Raises:
         DataError: the folder or file is missing or unreadable, the content differs from the published one, or no
             mirror could deliver it. A file that is already there is never overwritten or deleted.
-        ImportError: a download is needed and the package pooch is not installed.
     """
     if data_dir is not None:
         return _read_from_user(file, Path(data_dir), "data_dir")
@@ -66,7 +70,7 @@ def _read_from_user(file: DataFile, folder: Path, given_as: str) -> bytes:
         raise DataError(f"{given_as} names the folder '{folder}', which is not there: give an existing folder.")
     content = _find(file, folder)
     if content is None:
-        places = ", ".join(f"'{place}'" for place in _places(file, folder))
+        places = ", ".join(f"'{folder / inner / file.name}'" for inner in file.folders)
         raise DataError(
             f"'{file.name}' is not in the data folder '{folder}' (from {given_as}): looked for {places}. Put the file "
             f"in one of these places, or give neither data_dir nor {ENVIRONMENT_VARIABLE} to have it downloaded."
@@ -75,27 +79,11 @@ def _read_from_user(file: DataFile, folder: Path, given_as: str) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Return flatwise's own folder in the user's cache; it need not exist.
-
-    Raises:
-        ImportError: the package pooch is not installed.
-    """
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError("flatwise's cache is found by pooch: pip install 'flatwise[compare]'.") from error
+    """Return flatwise's own folder in the user's cache; it need not exist."""
     return Path(pooch.os_cache("flatwise"))
 
 
 def _read_from_cache(file: DataFile) -> bytes:
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError(
-            f"to download '{file.name}', pooch is needed: pip install 'flatwise[compare]', or give a folder that has "
-            f"the file as data_dir or in {ENVIRONMENT_VARIABLE}."
-        ) from error
-
     folder = cache_folder()
     content = _find(file, folder)
     if content is not None:
@@ -125,16 +113,12 @@ def _read_from_cache(file: DataFile) -> bytes:
     )
 
 
-def _places(file: DataFile, folder: Path) -> list[Path]:
-    return [folder / inner / file.name for inner in file.folders]
-
-
 def _find(file: DataFile, folder: Path) -> bytes | None:
     """Content of the first place that has the file, or ``None``."""
-    for path in _places(file, folder):
+    for inner in file.folders:
         # Opening is the test: Path.exists() calls a file in a folder that may not be entered missing.
         try:
-            return _read_checked(path, file.sha256)
+            return _read_checked(folder / inner / file.name, file.sha256)
         except (FileNotFoundError, NotADirectoryError):
             continue
     return None
@@ -174,18 +158,21 @@ def cached_pixels(key: str, shape: tuple[int, ...], make: Callable[[], Pixels]) 
         make: makes the array, uint8.
     """
     path = cache_folder() / "decoded" / key
-    cached = _read(path, math.prod(shape))
+    cached = _read_cached(path, math.prod(shape))
     if cached is not None:
         return cached.reshape(shape)
-    made = make()
+    made = np.ascontiguousarray(make())
     assert made.shape == shape
     with contextlib.suppress(OSError):
-        _write(path, np.ascontiguousarray(made))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            file.write(hashlib.sha256(made.data).digest())
+            file.write(made.data)
     return made
 
 
-def _read(path: Path, size: int) -> Pixels | None:
-    """The array, flat, or ``None`` where the file is missing, unreadable or not what was written."""
+def _read_cached(path: Path, size: int) -> Pixels | None:
+    """The array, flat, or ``None`` if the file is missing, unreadable or not what was written."""
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError:
@@ -196,8 +183,41 @@ def _read(path: Path, size: int) -> Pixels | None:
     return pixels
 
 
-def _write(path: Path, pixels: Pixels) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, temporary.open("wb") as file:
-        file.write(hashlib.sha256(pixels.data).digest())
-        file.write(pixels.data)
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuses all names that a pickle may call but those of which arrays are made, and a few more."""
+
+    def __init__(self, content: bytes, encoding: str, also: Mapping[tuple[str, str], Any]) -> None:
+        super().__init__(io.BytesIO(content), encoding=encoding)
+        reconstruct = np.empty(0).__reduce__()[0]
+        self._allowed = {
+            # numpy.core became numpy._core in numpy 2; published files have the old name.
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): _dtype,
+            **also,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
+        return self._allowed[module, name]
+
+
+def _dtype(name: str | bytes, align: int, copy: int) -> np.dtype[Any]:
+    # Pickles of Python 2 have bytes and ints here, which newer numpy warns of.
+    return np.dtype(name.decode() if isinstance(name, bytes) else name, align=bool(align), copy=bool(copy))
+
+
+def unpickle(content: bytes, encoding: str, also: Mapping[tuple[str, str], Any] = MappingProxyType({})) -> Any:
+    """Return what is in a pickle of Python 2: arrays, dicts, lists, numbers and text; other pickles could run code.
+
+    Args:
+        content: the pickle.
+        encoding: of its strings.
+        also: what else may be made, by module and name.
+
+    Raises:
+        pickle.UnpicklingError: it names something else. A broken pickle can raise anything.
+    """
+    return _ArrayUnpickler(content, encoding, also).load()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +11,12 @@ import numpy as np
 import torch
 
 from flatwise.study.tasks.classification import DataError
-from flatwise_papers.data.files import DataFile, read_file
+from flatwise.study.tasks.training import moved
+from flatwise_papers.data.files import DataFile, read_file, unpickle
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class CompressedRows:
     """A sparse matrix row by row: the compressed sparse rows (CSR) of the literature.
 
     Attributes:
@@ -41,9 +40,9 @@ class Rows:
             dense.contiguous(), self.columns, self.starts, per_sample_weights=values, include_last_offset=True
         )[0]
 
-    def to(self, device: torch.device | str) -> Rows:
+    def to(self, device: torch.device | str) -> CompressedRows:
         """The same rows on ``device``."""
-        return Rows(self.starts.to(device), self.columns.to(device), self.values.to(device))
+        return moved(self, device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,8 +57,8 @@ class SparseMatrix:
         order: the transpose's values are ``rows.values[order]``; int64, shape ``(entries,)``.
     """
 
-    rows: Rows
-    transposed: Rows
+    rows: CompressedRows
+    transposed: CompressedRows
     order: torch.Tensor
 
     @classmethod
@@ -75,8 +74,8 @@ class SparseMatrix:
         row, column, value = row[by_row], column[by_row], value[by_row].float()
         order = torch.argsort(column, stable=True)
         return cls(
-            rows=Rows(_starts(row, shape[0]), column, value),
-            transposed=Rows(_starts(column[order], shape[1]), row[order], value[order]),
+            rows=CompressedRows(_starts(row, shape[0]), column, value),
+            transposed=CompressedRows(_starts(column[order], shape[1]), row[order], value[order]),
             order=order,
         )
 
@@ -96,8 +95,8 @@ class SparseMatrix:
     def with_values(self, values: torch.Tensor) -> SparseMatrix:
         """The matrix with other values at the same places, in the order of ``rows.values``."""
         return SparseMatrix(
-            Rows(self.rows.starts, self.rows.columns, values),
-            Rows(self.transposed.starts, self.transposed.columns, values[self.order]),
+            CompressedRows(self.rows.starts, self.rows.columns, values),
+            CompressedRows(self.transposed.starts, self.transposed.columns, values[self.order]),
             self.order,
         )
 
@@ -115,14 +114,14 @@ class SparseMatrix:
 
     def to(self, device: torch.device | str) -> SparseMatrix:
         """The same matrix on ``device``; tensors that are there already are shared, not copied."""
-        return SparseMatrix(self.rows.to(device), self.transposed.to(device), self.order.to(device))
+        return moved(self, device)
 
 
 class _Product(torch.autograd.Function):
     """Of a sparse and a dense matrix. Its derivative is a product with the transpose, so it has one too."""
 
     @staticmethod
-    def forward(ctx: Any, dense: torch.Tensor, rows: Rows, transposed: Rows) -> torch.Tensor:
+    def forward(ctx: Any, dense: torch.Tensor, rows: CompressedRows, transposed: CompressedRows) -> torch.Tensor:
         ctx.rows, ctx.transposed = rows, transposed
         return rows.times(dense)
 
@@ -131,7 +130,7 @@ class _Product(torch.autograd.Function):
         return _product(gradient, ctx.transposed, ctx.rows), None, None
 
 
-def _product(dense: torch.Tensor, rows: Rows, transposed: Rows) -> torch.Tensor:
+def _product(dense: torch.Tensor, rows: CompressedRows, transposed: CompressedRows) -> torch.Tensor:
     product: torch.Tensor = _Product.apply(dense, rows, transposed)  # type: ignore[no-untyped-call]
     return product
 
@@ -166,15 +165,7 @@ class NodeClassification:
 
     def to(self, device: torch.device | str) -> NodeClassification:
         """Return the same data on ``device``; tensors that are there already are shared, not copied."""
-        return NodeClassification(
-            features=self.features.to(device),
-            edges=self.edges.to(device),
-            labels=self.labels.to(device),
-            train=self.train.to(device),
-            val=self.val.to(device),
-            test=None if self.test is None else self.test.to(device),
-            classes=self.classes,
-        )
+        return moved(self, device)
 
     def without_test(self) -> NodeClassification:
         """Return the same data without the test split and its nodes' labels, which become class 0."""
@@ -288,23 +279,11 @@ class CsrMatrix:
     _shape: tuple[int, int]
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes arrays, sparse matrices, lists and dicts of lists, and calls nothing else that a file may name."""
-
-    ALLOWED: dict[tuple[str, str], Any] = {  # noqa: RUF012
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        # Its module has another name in every second numpy.
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("scipy.sparse.csr", "csr_matrix"): CsrMatrix,
-        ("collections", "defaultdict"): defaultdict,
-        ("__builtin__", "list"): list,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return self.ALLOWED[module, name]
+_ALSO = {
+    ("scipy.sparse.csr", "csr_matrix"): CsrMatrix,
+    ("collections", "defaultdict"): defaultdict,
+    ("__builtin__", "list"): list,
+}
 
 
 def parse_pickle(name: str, content: bytes) -> Any:
@@ -318,7 +297,7 @@ def parse_pickle(name: str, content: bytes) -> Any:
         DataError: it is no pickle, is cut off, or holds something else.
     """
     try:
-        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+        return unpickle(content, "latin1", _ALSO)
     except Exception as error:  # a broken pickle can raise anything
         raise DataError(f"'{name}' cannot be read as a planetoid file ({error}): get the file again.") from error
 

@@ -6,22 +6,22 @@ import io
 import pickle
 import tarfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from flatwise.study.tasks.classification import DataError, Labels, Pixels
-from flatwise_papers.data.files import DataFile, cached_pixels, read_file
+from flatwise.study.tasks.classification import Classification, DataError, Labels, Pixels
+from flatwise_papers.data.files import DataFile, cached_pixels, read_file, unpickle
 
 
 @dataclass(frozen=True, slots=True)
-class Images:
+class Images(Classification):
     """Images and labels of the training, validation and test split.
 
     The images stay bytes, a quarter of the memory of floats, and are normalised batch by batch: :meth:`normalised`.
@@ -29,40 +29,13 @@ class Images:
     Attributes:
         train_x, val_x, test_x: images, uint8, shape ``(n, channels, height, width)``.
         train_y, val_y, test_y: class of each image, int64, shape ``(n,)``, in ``0 .. classes - 1``.
+        classes: number of classes.
         mean, std: of each channel over all pixels of the *training* split, in units of a pixel's value; the standard
             deviation is the population's (divided by n). float32, shape ``(channels, 1, 1)``.
-        classes: number of classes.
-
-    ``test_x`` and ``test_y`` are ``None`` in what a tuning trial is handed: see :meth:`without_test`.
     """
 
-    train_x: Tensor
-    train_y: Tensor
-    val_x: Tensor
-    val_y: Tensor
-    test_x: Tensor | None
-    test_y: Tensor | None
     mean: Tensor
     std: Tensor
-    classes: int
-
-    def to(self, device: torch.device | str) -> Images:
-        """Return the same data on ``device``; tensors that are there already are shared, not copied."""
-        return replace(
-            self,
-            train_x=self.train_x.to(device),
-            train_y=self.train_y.to(device),
-            val_x=self.val_x.to(device),
-            val_y=self.val_y.to(device),
-            test_x=None if self.test_x is None else self.test_x.to(device),
-            test_y=None if self.test_y is None else self.test_y.to(device),
-            mean=self.mean.to(device),
-            std=self.std.to(device),
-        )
-
-    def without_test(self) -> Images:
-        """Return the same data without the test split: what is not there cannot be chosen on."""
-        return replace(self, test_x=None, test_y=None)
 
     def subset(self, train: int, val: int, test: int) -> Images:
         """Return so many images of each split, at equal distances (some test sets are sorted by class).
@@ -72,18 +45,13 @@ class Images:
         Raises:
             ValueError: more images than a split has, or none.
         """
-        train_rows, val_rows = _spread(train, len(self.train_x), "train"), _spread(val, len(self.val_x), "val")
-        fewer = replace(
-            self,
-            train_x=self.train_x[train_rows],
-            train_y=self.train_y[train_rows],
-            val_x=self.val_x[val_rows],
-            val_y=self.val_y[val_rows],
-        )
-        if self.test_x is None or self.test_y is None:
-            return fewer
-        test_rows = _spread(test, len(self.test_x), "test")
-        return replace(fewer, test_x=self.test_x[test_rows], test_y=self.test_y[test_rows])
+        chosen = {}
+        for split, wanted in {"train": train, "val": val, "test": test}.items():
+            x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
+            if x is not None:
+                rows = _spread(wanted, len(x), split)
+                chosen |= {f"{split}_x": x[rows], f"{split}_y": y[rows]}
+        return replace(self, **chosen)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return ``(pixel - mean) / std``, channel by channel, as float32.
@@ -104,18 +72,13 @@ def images_of(
         train, val, test: images, uint8, shape ``(n, channels, height, width)``, and labels, shape ``(n,)``.
         classes: number of classes.
     """
+    splits = {}
+    for name, (pixels, labels) in {"train": train, "val": val, "test": test}.items():
+        # Arrays read from bytes are read-only, which tensors cannot be.
+        splits[f"{name}_x"] = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
+        splits[f"{name}_y"] = torch.from_numpy(labels.astype(np.int64))
     mean, std = channel_statistics(train[0])
-    return Images(
-        train_x=_tensor(train[0]),
-        train_y=torch.from_numpy(train[1].astype(np.int64)),
-        val_x=_tensor(val[0]),
-        val_y=torch.from_numpy(val[1].astype(np.int64)),
-        test_x=_tensor(test[0]),
-        test_y=torch.from_numpy(test[1].astype(np.int64)),
-        mean=mean,
-        std=std,
-        classes=classes,
-    )
+    return Images(**splits, classes=classes, mean=mean, std=std)
 
 
 def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:
@@ -134,11 +97,6 @@ def channel_statistics(images: Pixels) -> tuple[Tensor, Tensor]:
     mean = (share * values).sum(axis=1, keepdims=True)
     std = np.sqrt((share * (values - mean) ** 2).sum(axis=1, keepdims=True))
     return tuple(torch.from_numpy(x.astype(np.float32)[:, :, None]) for x in (mean, std))  # type: ignore[return-value]
-
-
-def _tensor(pixels: Pixels) -> Tensor:
-    # Arrays read from bytes are read-only, which tensors cannot be.
-    return torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
 
 
 def _spread(wanted: int, available: int, split: str) -> Tensor:
@@ -176,10 +134,11 @@ def load_cifar10(data_dir: str | Path | None = None) -> Images:
     Raises:
         DataError: the archive is missing, corrupt, unreadable or cannot be downloaded.
     """
-    archive = _Archive("cifar-10-python.tar.gz", b"labels", 10, data_dir)
-    batches = [archive.read(f"cifar-10-batches-py/data_batch_{n}", TRAIN_SIZE // 5) for n in range(1, 6)]
+    sizes = {f"cifar-10-batches-py/data_batch_{n}": TRAIN_SIZE // 5 for n in range(1, 6)}
+    sizes["cifar-10-batches-py/test_batch"] = TEST_SIZE
+    *batches, test = _read_archive("cifar-10-python.tar.gz", b"labels", 10, sizes, data_dir)
     train = np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches])
-    return _splits(train, archive.read("cifar-10-batches-py/test_batch", TEST_SIZE), classes=10)
+    return _splits(train, test, classes=10)
 
 
 def load_cifar100(data_dir: str | Path | None = None) -> Images:
@@ -187,8 +146,8 @@ def load_cifar100(data_dir: str | Path | None = None) -> Images:
 
     The archive is ``cifar-100-python.tar.gz`` (161 MiB).
     """
-    archive = _Archive("cifar-100-python.tar.gz", b"fine_labels", 100, data_dir)
-    train, test = archive.read("cifar-100-python/train", TRAIN_SIZE), archive.read("cifar-100-python/test", TEST_SIZE)
+    sizes = {"cifar-100-python/train": TRAIN_SIZE, "cifar-100-python/test": TEST_SIZE}
+    train, test = _read_archive("cifar-100-python.tar.gz", b"fine_labels", 100, sizes, data_dir)
     return _splits(train, test, classes=100)
 
 
@@ -243,62 +202,37 @@ def _splits(train: Split, test: Split, *, classes: int) -> Images:
     )
 
 
-class _Archive:
-    """One of the original archives, and how its members name the labels."""
+def _read_archive(
+    name: str, label_key: bytes, classes: int, sizes: Mapping[str, int], data_dir: str | Path | None
+) -> list[Split]:
+    """Read an original archive: for each member, given with its number of images, the images and labels.
 
-    def __init__(self, name: str, labels: bytes, classes: int, data_dir: str | Path | None) -> None:
-        self.name = name
-        self.labels = labels
-        self.classes = classes
-        file = DataFile(name=name, sha256=SHA256[name], folders=FOLDERS, mirrors=MIRRORS)
+    The images have the shape ``(size, 3, 32, 32)``.
+    """
+    file = DataFile(name=name, sha256=SHA256[name], folders=FOLDERS, mirrors=MIRRORS)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(read_file(file, data_dir)), mode="r:gz") as tar:
+            # One pass: members that are read out of order would each unpack the archive from its start.
+            members = {m.name: f.read() for m in tar if m.isfile() and (f := tar.extractfile(m)) is not None}
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise DataError(f"'{name}' is not a whole tar.gz archive ({error}): get the archive again.") from error
+    splits = []
+    for member, size in sizes.items():
+        if member not in members:
+            raise DataError(f"'{name}' has no member '{member}': get the archive again.")
         try:
-            content = read_file(file, data_dir)
-            with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
-                # One pass: members that are read out of order would each unpack the archive from its start.
-                self.members = {m.name: f.read() for m in tar if m.isfile() and (f := tar.extractfile(m)) is not None}
-        except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-            raise DataError(f"'{name}' is not a whole tar.gz archive ({error}): get the archive again.") from error
-
-    def read(self, member: str, size: int) -> Split:
-        """Return a member's ``size`` images, shape ``(size, 3, 32, 32)``, and labels."""
-        if member not in self.members:
-            raise DataError(f"'{self.name}' has no member '{member}': get the archive again.")
-        try:
-            content = RestrictedUnpickler(io.BytesIO(self.members[member]), encoding="bytes").load()
-            images, labels = content[b"data"], np.asarray(content[self.labels])
+            content = unpickle(members[member], "bytes")
+            images, labels = content[b"data"], np.asarray(content[label_key])
             if images.dtype != np.uint8 or labels.dtype.kind != "i" or labels.shape != (size,):
                 raise ValueError(f"{images.dtype} images, {labels.dtype} labels of shape {labels.shape}")
-            if not 0 <= labels.min() <= labels.max() < self.classes:
+            if not 0 <= labels.min() <= labels.max() < classes:
                 raise ValueError(f"labels from {labels.min()} to {labels.max()}")
-            return images.reshape(size, *SHAPE), labels
+            splits.append((images.reshape(size, *SHAPE), labels))
         except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise DataError(
-                f"'{member}' in '{self.name}' does not hold {size} images and labels ({error}): get the archive again."
+                f"'{member}' in '{name}' does not hold {size} images and labels ({error}): get the archive again."
             ) from error
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, numbers, bytes and numpy arrays; anything else in a pickle could run code, and is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what an array is made by.
-
-        Raises:
-            pickle.UnpicklingError: for every other name.
-        """
-        # numpy.core became numpy._core in numpy 2; the archives have the old name.
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return np.empty(0).__reduce__()[0]
-        if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
-        if (module, name) == ("numpy", "dtype"):
-            return _dtype
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of an array")
-
-
-def _dtype(name: str | bytes, align: int, copy: int) -> np.dtype[Any]:
-    # Pickles of Python 2 have bytes and ints here, which newer numpy warns of.
-    return np.dtype(name.decode() if isinstance(name, bytes) else name, align=bool(align), copy=bool(copy))
+    return splits
 
 
 def _read_jpegs(name: str, size: int, data_dir: str | Path | None) -> Split:
@@ -323,7 +257,9 @@ def decode_jpegs(jpeg: Pixels, offsets: npt.NDArray[np.uint32]) -> Pixels:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("CIFAR-10 (JPEG q75) is decoded with Pillow: pip install 'flatwise[images]'.") from error
+        raise ImportError(
+            "CIFAR-10 (JPEG q75) is decoded with Pillow: pip install 'flatwise-papers[images]'."
+        ) from error
     decoded = [
         np.asarray(Image.open(io.BytesIO(jpeg[start:end].tobytes())).convert("RGB")) for start, end in pairwise(offsets)
     ]

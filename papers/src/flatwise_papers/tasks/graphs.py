@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from flatwise.flatness import BatchLoss
 from flatwise.study.task import Settings, Task
-from flatwise.study.tasks.schedules import attach
-from flatwise.study.tasks.training import build_optimizer, find_device, initialized, now, percent_wrong
+from flatwise.study.tasks.training import find_device, initialized, percent_wrong, seeds_from, train_epochs
 from flatwise_papers.data import NodeClassification, load_citeseer, load_cora, load_pubmed
 from flatwise_papers.data.graphs import SparseMatrix
 
@@ -278,8 +277,7 @@ def train_graph_network(trial: Trial, settings: GraphSettings, data: NodeClassif
     """
     device = find_device(settings)
     data = data.to(device)
-    # Two seeds from one: the same numbers must not decide both the weights and what is dropped.
-    init_seed, dropout_seed = (int(s) for s in np.random.SeedSequence(trial.seed).generate_state(2, np.uint64))
+    init_seed, dropout_seed = seeds_from(trial.seed, 2)
     dropout = Dropout(settings.dropout, dropout_seed)
     model = initialized(lambda: build_graph_network(kind, data.features.shape[1], data.classes, dropout), init_seed).to(
         device
@@ -291,21 +289,10 @@ def train_graph_network(trial: Trial, settings: GraphSettings, data: NodeClassif
     part = data.features.select_rows(reach), propagation(kind, data.edges, nodes, within=reach)
     train, labels = torch.searchsorted(reach, data.train), data.labels[data.train]
 
-    optimizer = build_optimizer(settings, model.parameters())
-    pace = attach(trial, optimizer, settings, 1)
+    def losses() -> Iterator[tuple[torch.Tensor, int]]:
+        yield F.cross_entropy(model(*part)[train], labels), 1
 
-    for _ in range(settings.epochs):
-        start = now(device)
-        model.train()
-        loss = F.cross_entropy(model(*part)[train], labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        pace.step_ended()
-        pace.epoch_ended()
-        seconds = now(device) - start
-
-        trial.report(seconds=seconds, train_loss=loss.item(), **_errors(model, whole, data))
+    train_epochs(trial, settings, model, 1, losses, lambda: _errors(model, whole, data))
     trial.measure_flatness(model, BatchLoss(partial(_loss, graph=part)), (train, labels))
 
 
@@ -317,8 +304,7 @@ def _loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor], graph: tup
 
 @torch.no_grad()
 def _errors(model: nn.Module, graph: tuple[Any, Any], data: NodeClassification) -> dict[str, float]:
-    """Error on the validation split, and on the test split where the data have one."""
-    model.eval()
+    """Error on the validation split, and on the test split if the data have one."""
     outputs = model(*graph)
     errors = {"val_error": percent_wrong(outputs[data.val], data.labels[data.val])}
     if data.test is not None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from flatwise.study.task import Task
-from flatwise.study.tasks.schedules import attach
-from flatwise.study.tasks.training import build_optimizer, find_device, initialized, now
+from flatwise.study.tasks.classification import split_errors
+from flatwise.study.tasks.training import find_device, initialized, seeds_from, train_epochs
 from flatwise_papers.data import Images, load_cifar10, load_cifar10_jpeg, load_cifar100, load_mnist_images
 from flatwise_papers.tasks.augmentation import (
     Augmentation,
@@ -61,8 +61,7 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
     """
     device = find_device(settings)
     data = data.to(device)
-    seeds = (int(seed) for seed in np.random.SeedSequence(trial.seed).generate_state(5, np.uint64))
-    init_seed, order_seed, augmentation_seed, dropout_seed, label_seed = seeds
+    init_seed, order_seed, augmentation_seed, dropout_seed, label_seed = seeds_from(trial.seed, 5)
     dropout = settings.dropout if isinstance(settings, DropoutImageSettings) else 0.0
     masks = torch.Generator(device).manual_seed(dropout_seed)
     network = initialized(
@@ -77,45 +76,31 @@ def train_images(trial: Trial, settings: ImageSettings, data: Images, *, model: 
         augmentation=Augmentation(settings, augmentation_seed, mirror=mirror),
         label_noise=torch.Generator().manual_seed(label_seed),
     )
-
-    steps = math.ceil(len(data.train_x) / settings.batch_size)
-    optimizer = build_optimizer(settings, network.parameters())
-    pace = attach(trial, optimizer, settings, steps)
     autocast = torch.autocast(
         device.type, dtype=getattr(torch, settings.precision), enabled=settings.precision != "float32"
     )
     # Without float16 it hands the loss and the step through.
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
 
-    for _ in range(settings.epochs):
-        network.train()
-        start = now(device)
-        total_loss = torch.zeros((), dtype=torch.float64, device=device)  # stays there: no wait for it at each step
+    def losses() -> Iterator[tuple[Tensor, int]]:
         for batch in batches.epoch():
             with autocast:
                 loss = batch.loss(network(batch.x.contiguous(memory_format=layout)), settings.label_smoothing)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            scaler.step(optimizer)
-            scaler.update()
-            total_loss += loss.detach() * len(batch.y)
-            pace.step_ended()
-        pace.epoch_ended()
-        seconds = now(device) - start
+            yield loss, len(batch.y)
 
-        network.eval()
+    def step(loss: Tensor, optimizer: Optimizer) -> None:
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+
+    def errors() -> dict[str, float]:
         with autocast:
-            errors = _errors(network, data)
-        trial.report(seconds=seconds, train_loss=total_loss.item() / len(data.train_x), **errors)
+            return split_errors(data, lambda x, y: error_percent(network, data, x, y))
+
+    train_epochs(
+        trial, settings, network, math.ceil(len(data.train_x) / settings.batch_size), losses, errors, step=step
+    )
     trial.measure_flatness(network, F.cross_entropy, FlatnessBatches(data))
-
-
-def _errors(network: nn.Module, data: Images) -> dict[str, float]:
-    """Error on the validation split, and on the test split where the data have one."""
-    errors = {"val_error": error_percent(network, data, data.val_x, data.val_y)}
-    if data.test_x is not None and data.test_y is not None:
-        errors["test_error"] = error_percent(network, data, data.test_x, data.test_y)
-    return errors
 
 
 @torch.no_grad()

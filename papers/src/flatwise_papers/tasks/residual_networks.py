@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatwise.study.tasks.training import Dropout
-
-DropoutGenerator = torch.Generator | None
+# Makes a dropout layer; the argument, 1 by default, is the layer's share of the probability that is set.
+Drop = Callable[..., nn.Module]
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
@@ -23,23 +23,6 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
 
-def dropout_layer(dropout: float, generator: DropoutGenerator) -> nn.Module:
-    """Return dropout, or a layer that does nothing where the probability is 0.
-
-    Args:
-        dropout: probability that an element is dropped.
-        generator: of the masks, on the device of the model. May be ``None`` where the probability is 0.
-
-    Raises:
-        ValueError: a probability above 0 without a generator.
-    """
-    if dropout == 0:
-        return nn.Identity()
-    if generator is None:
-        raise ValueError(f"dropout = {dropout} needs a generator for its masks: give generator=torch.Generator(device)")
-    return Dropout(dropout, generator)
-
-
 class GlobalAverage(nn.Module):
     """The mean over all positions: from ``(n, channels, height, width)`` to ``(n, channels)``."""
 
@@ -48,98 +31,73 @@ class GlobalAverage(nn.Module):
         return x.mean(dim=(2, 3))
 
 
-def he_normal(model: nn.Module) -> None:
-    """Gives every convolution He et al.'s normal initial weights (2015, fan-in) and zero biases.
+def _stages(
+    block: Callable[[int, int, int], nn.Module], inputs: int, widths: Sequence[int], blocks: Sequence[int]
+) -> list[nn.Module]:
+    """Stages of blocks, made from inputs, width and stride: the first block of every later stage has stride 2."""
+    layers = []
+    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for number in range(count):
+            layers.append(block(inputs, width, 2 if number == 0 and stage > 0 else 1))
+            inputs = width
+    return layers
 
-    Other layers keep torch's initial weights. Draws from the global random state, as torch's layers do.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+
+def _blocks_per_stage(depth: int, others: int) -> int:
+    """Blocks in each of three stages of a network with so many layers, of which some are in no block."""
+    blocks, rest = divmod(depth - others, 6)
+    if rest or blocks < 1:
+        examples = ", ".join(str(6 * n + others) for n in (2, 3, 4, 6))
+        raise ValueError(f"depth = {depth}: these networks have 6 n + {others} layers, as in {examples}")
+    return blocks
 
 
-class CifarBlock(nn.Module):
-    """Two 3×3 convolutions, and a shortcut without parameters (option A).
-
-    Where the block halves the size and doubles the channels, the shortcut takes every second pixel and fills the new
-    channels with zeros, half of them before and half after the old ones.
-    """
+class PaddedShortcut(nn.Module):
+    """He et al.'s option A: every ``stride``-th pixel, and new channels of zeros, half of them before the old ones."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inputs, outputs, stride)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = conv3x3(outputs, outputs)
-        self.bn2 = nn.BatchNorm2d(outputs)
         self.stride = stride
         self.new_channels = outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features of shape ``(n, outputs, height / stride, width / stride)``."""
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        if self.new_channels:
-            before = self.new_channels // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
-        return F.relu(y + x)
+        before = self.new_channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
 
 
-def resnet_cifar(classes: int, *, depth: int) -> nn.Sequential:
-    """Return the network for images of shape ``(3, 32, 32)``: 269,722 parameters at depth 20 with 10 classes.
-
-    Three stages of 16, 32 and 64 channels, each of ``(depth - 2) / 6`` blocks.
-
-    Args:
-        classes: number of outputs.
-        depth: layers with weights; 6 n + 2.
-    """
-    blocks, rest = divmod(depth - 2, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth = {depth}: these networks have 6 n + 2 layers, as in 20, 32, 44, 56, 110")
-    layers: list[nn.Module] = [conv3x3(3, 16), nn.BatchNorm2d(16), nn.ReLU()]
-    inputs = 16
-    for outputs in (16, 32, 64):
-        for number in range(blocks):
-            layers.append(CifarBlock(inputs, outputs, stride=2 if number == 0 and outputs > 16 else 1))
-            inputs = outputs
-    model = nn.Sequential(*layers, GlobalAverage(), nn.Linear(64, classes))
-    he_normal(model)
-    return model
-
-
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """He et al.'s option B: a 1×1 convolution where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions, and a shortcut that is a 1×1 convolution where the shape changes (option B)."""
+    """Two 3×3 convolutions, and a shortcut that where the shape changes is padded or a convolution."""
 
-    expansion = 1
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, padded: bool = False) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inputs, width, stride)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = _shortcut(inputs, width, stride)
+        self.conv1 = conv3x3(inputs, outputs, stride)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv3x3(outputs, outputs)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        is_padded = padded and inputs != outputs
+        self.shortcut = (PaddedShortcut if is_padded else _shortcut)(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features of shape ``(n, width, height / stride, width / stride)``."""
+        """Return features of shape ``(n, outputs, height / stride, width / stride)``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
         return F.relu(y + self.shortcut(x))
 
 
 class Bottleneck(nn.Module):
-    """A 1×1 convolution to ``width`` channels, a 3×3 one, and a 1×1 one to four times as many."""
+    """A 1×1 convolution to a quarter of the channels, a 3×3 one, and a 1×1 one to all of them."""
 
-    expansion = 4
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        outputs = self.expansion * width
+        width = outputs // 4
         self.conv1 = conv1x1(inputs, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = conv3x3(width, width, stride)
@@ -149,15 +107,43 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features of shape ``(n, 4 * width, height / stride, width / stride)``."""
+        """Return features of shape ``(n, outputs, height / stride, width / stride)``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
         return F.relu(y + self.shortcut(x))
 
 
-def resnet(classes: int, *, depth: int, dropout: float = 0.0, generator: DropoutGenerator = None) -> nn.Sequential:
-    """Return the network for images of shape ``(3, 32, 32)``: 11,173,962 parameters at depth 18 with 10 classes.
+def resnet_cifar(classes: int, *, depth: int) -> nn.Sequential:
+    """Return ResNet-20, 56 or 110, made for CIFAR (He et al. 2016, section 4.2): 269,722 parameters at depth 20.
+
+    Three stages of 16, 32 and 64 channels, each of ``(depth - 2) / 6`` blocks; shortcuts without parameters.
+
+    Args:
+        classes: number of outputs.
+        depth: layers with weights; 6 n + 2.
+    """
+    blocks = [_blocks_per_stage(depth, others=2)] * 3
+    return nn.Sequential(
+        conv3x3(3, 16),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *_stages(partial(BasicBlock, padded=True), 16, (16, 32, 64), blocks),
+        GlobalAverage(),
+        nn.Linear(64, classes),
+    )
+
+
+RESNETS: dict[int, tuple[Callable[[int, int, int], nn.Module], int, tuple[int, int, int, int]]] = {
+    18: (BasicBlock, 1, (2, 2, 2, 2)),
+    34: (BasicBlock, 1, (3, 4, 6, 3)),
+    50: (Bottleneck, 4, (3, 4, 6, 3)),
+    101: (Bottleneck, 4, (3, 4, 23, 3)),
+}
+
+
+def resnet(classes: int, drop: Drop, *, depth: int) -> nn.Sequential:
+    """Return a ResNet (He et al. 2016, Table 1) for 32×32 pixels: 11,173,962 parameters at depth 18 with 10 classes.
 
     The stem is one 3×3 convolution with stride 1 instead of a 7×7 one and pooling, which would leave little of 32×32
     pixels. He et al. have no dropout; LRD's paper trains ResNet-34 with some (keep 0.9) and does not say where: here it
@@ -165,37 +151,31 @@ def resnet(classes: int, *, depth: int, dropout: float = 0.0, generator: Dropout
 
     Args:
         classes: number of outputs.
+        drop: makes the dropout.
         depth: 18, 34, 50 or 101.
-        dropout: probability that one of these features is dropped.
-        generator: of the dropout's masks, on the device of the model.
     """
-    block = BasicBlock if depth < 50 else Bottleneck
-    layers: list[nn.Module] = [conv3x3(3, 64), nn.BatchNorm2d(64), nn.ReLU()]
-    inputs = 64
-    for width, blocks in zip((64, 128, 256, 512), STAGES[depth], strict=True):
-        for number in range(blocks):
-            layers.append(block(inputs, width, stride=2 if number == 0 and width > 64 else 1))
-            inputs = block.expansion * width
-    model = nn.Sequential(*layers, GlobalAverage(), dropout_layer(dropout, generator), nn.Linear(inputs, classes))
-    he_normal(model)
-    return model
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
-    if stride == 1 and inputs == outputs:
-        return nn.Identity()
-    return nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+    block, expansion, blocks = RESNETS[depth]
+    widths = [expansion * width for width in (64, 128, 256, 512)]
+    return nn.Sequential(
+        conv3x3(3, 64),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        *_stages(block, 64, widths, blocks),
+        GlobalAverage(),
+        drop(),
+        nn.Linear(widths[-1], classes),
+    )
 
 
 class WideBlock(nn.Module):
     """Normalization and ReLU before each of two 3×3 convolutions, with dropout between these."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: nn.Module) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, drop: Drop) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = conv3x3(inputs, outputs, stride)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.dropout = dropout
+        self.dropout = drop()
         self.conv2 = conv3x3(outputs, outputs)
         self.shortcut = None if inputs == outputs else conv1x1(inputs, outputs, stride)
 
@@ -207,31 +187,25 @@ class WideBlock(nn.Module):
         return y + (x if self.shortcut is None else self.shortcut(active))
 
 
-def wide_resnet(
-    classes: int, *, depth: int, width: int, dropout: float = 0.0, generator: DropoutGenerator = None
-) -> nn.Sequential:
-    """Return WRN-depth-width for images of shape ``(3, 32, 32)``: WRN-28-10 has 36.5 million parameters.
+def wide_resnet(classes: int, drop: Drop, *, depth: int, width: int) -> nn.Sequential:
+    """Return WRN-depth-width (Zagoruyko and Komodakis 2016) for 32×32 pixels; WRN-28-10 has 36.5 million parameters.
 
     Args:
         classes: number of outputs.
+        drop: makes the dropout between the convolutions of a block; the paper's probability is 0.3.
         depth: layers with weights; 6 n + 4.
         width: how many times as wide as the networks of He et al.: 16, 32 and 64 channels times this.
-        dropout: probability that a feature between the convolutions of a block is dropped; the paper's is 0.3.
-        generator: of the dropout's masks, on the device of the model.
     """
-    blocks, rest = divmod(depth - 4, 6)
-    if rest or blocks < 1:
-        raise ValueError(f"depth = {depth}: these networks have 6 n + 4 layers, as in 16, 22, 28, 40")
-    layers: list[nn.Module] = [conv3x3(3, 16)]
-    inputs = 16
-    for outputs in (16 * width, 32 * width, 64 * width):
-        for number in range(blocks):
-            stride = 2 if number == 0 and outputs > 16 * width else 1
-            layers.append(WideBlock(inputs, outputs, stride, dropout_layer(dropout, generator)))
-            inputs = outputs
-    model = nn.Sequential(*layers, nn.BatchNorm2d(inputs), nn.ReLU(), GlobalAverage(), nn.Linear(inputs, classes))
-    he_normal(model)
-    return model
+    blocks = [_blocks_per_stage(depth, others=4)] * 3
+    outputs = 64 * width
+    return nn.Sequential(
+        conv3x3(3, 16),
+        *_stages(partial(WideBlock, drop=drop), 16, (16 * width, 32 * width, outputs), blocks),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        GlobalAverage(),
+        nn.Linear(outputs, classes),
+    )
 
 
 class DenseLayer(nn.Module):
@@ -265,28 +239,18 @@ class BottleneckLayer(nn.Module):
         return torch.cat([x, self.dropout(self.conv2(F.relu(self.bn2(y))))], dim=1)
 
 
-def densenet(
-    classes: int,
-    *,
-    layers: Sequence[int],
-    growth: int,
-    compact: bool,
-    dropout: float = 0.0,
-    generator: DropoutGenerator = None,
-) -> nn.Sequential:
-    """Return the network for images of shape ``(3, 32, 32)``: DenseNet-BC-100-12 has 769,162 parameters at 10 classes.
+def densenet(classes: int, drop: Drop, *, layers: Sequence[int], growth: int, compact: bool) -> nn.Sequential:
+    """Return a DenseNet (Huang et al. 2017) for 32×32 pixels; DenseNet-BC-100-12 has 769,162 parameters at 10 classes.
 
     Args:
         classes: number of outputs.
+        drop: makes the dropout after every convolution but the first; the paper has 0.2 where it does not augment.
         layers: layers of each dense block: 12, 12, 12 make DenseNet-40, and 16, 16, 16 DenseNet-BC-100. DenseNet-121
             (6, 12, 24, 16) is the paper's network for ImageNet; its stem here is a 3×3 convolution with stride 1, as
             is usual for CIFAR.
         growth: channels that each layer adds; the ``12`` of DenseNet-40-12.
         compact: the ``BC``: bottleneck layers, transitions that halve the channels, and ``2 * growth`` channels at the
             start instead of 16.
-        dropout: probability that a feature is dropped after a convolution (but the first); the paper has 0.2 where it
-            does not augment.
-        generator: of the dropout's masks, on the device of the model.
     """
     layer = BottleneckLayer if compact else DenseLayer
     channels = 2 * growth if compact else 16
@@ -294,17 +258,9 @@ def densenet(
     for block, number in enumerate(layers):
         if block > 0:
             outputs = channels // 2 if compact else channels
-            modules += [
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-                conv1x1(channels, outputs),
-                dropout_layer(dropout, generator),
-                nn.AvgPool2d(2),
-            ]
+            modules += [nn.BatchNorm2d(channels), nn.ReLU(), conv1x1(channels, outputs), drop(), nn.AvgPool2d(2)]
             channels = outputs
         for _ in range(number):
-            modules.append(layer(channels, growth, dropout_layer(dropout, generator)))
+            modules.append(layer(channels, growth, drop()))
             channels += growth
-    model = nn.Sequential(*modules, nn.BatchNorm2d(channels), nn.ReLU(), GlobalAverage(), nn.Linear(channels, classes))
-    he_normal(model)
-    return model
+    return nn.Sequential(*modules, nn.BatchNorm2d(channels), nn.ReLU(), GlobalAverage(), nn.Linear(channels, classes))

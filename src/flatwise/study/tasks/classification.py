@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -16,18 +16,19 @@ import torch
 from pydantic import Field
 from torch import nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from flatwise.exceptions import FlatwiseError
 from flatwise.study.task import ClassificationSettings, Task
-from flatwise.study.tasks.schedules import attach
 from flatwise.study.tasks.training import (
     Dropout,
-    build_optimizer,
     disturb_labels,
     find_device,
     initialized,
-    now,
+    moved,
     percent_wrong,
+    seeds_from,
+    train_epochs,
 )
 
 if TYPE_CHECKING:
@@ -63,19 +64,11 @@ class Classification:
     test_y: torch.Tensor | None
     classes: int
 
-    def to(self, device: torch.device | str) -> Classification:
+    def to(self, device: torch.device | str) -> Self:
         """Return the same data on ``device``; tensors that are there already are shared, not copied."""
-        return Classification(
-            train_x=self.train_x.to(device),
-            train_y=self.train_y.to(device),
-            val_x=self.val_x.to(device),
-            val_y=self.val_y.to(device),
-            test_x=None if self.test_x is None else self.test_x.to(device),
-            test_y=None if self.test_y is None else self.test_y.to(device),
-            classes=self.classes,
-        )
+        return moved(self, device)
 
-    def without_test(self) -> Classification:
+    def without_test(self) -> Self:
         """Return the same data without the test split: what is not there cannot be chosen on."""
         return replace(self, test_x=None, test_y=None)
 
@@ -100,21 +93,11 @@ def normalised(
     std = float(np.sqrt((counts * (values - mean) ** 2).sum() / counts.sum()))
     table = ((values - mean) / std).astype(np.float32)
 
-    def inputs(pixels: Pixels) -> torch.Tensor:
-        return torch.from_numpy(table[pixels.reshape(len(pixels), -1)])
-
-    def targets(labels: Labels) -> torch.Tensor:
-        return torch.from_numpy(labels.astype(np.int64))
-
-    return Classification(
-        train_x=inputs(train[0]),
-        train_y=targets(train[1]),
-        val_x=inputs(val[0]),
-        val_y=targets(val[1]),
-        test_x=inputs(test[0]),
-        test_y=targets(test[1]),
-        classes=classes,
-    )
+    splits = {}
+    for name, (pixels, labels) in {"train": train, "val": val, "test": test}.items():
+        splits[f"{name}_x"] = torch.from_numpy(table[pixels.reshape(len(pixels), -1)])
+        splits[f"{name}_y"] = torch.from_numpy(labels.astype(np.int64))
+    return Classification(**splits, classes=classes)
 
 
 SPLIT_SEED = 0
@@ -141,10 +124,7 @@ def load_digits() -> Classification:
         raise ImportError("the digits come with scikit-learn: pip install 'flatwise[compare]'.") from error
     digits = datasets.load_digits()
     images, labels = digits.images.astype(np.uint8), digits.target  # the pixels are whole numbers, 0 to 16
-    train, val, test = stratified_indices(labels)
-    return normalised(
-        (images[train], labels[train]), (images[val], labels[val]), (images[test], labels[test]), classes=10
-    )
+    return normalised(*((images[split], labels[split]) for split in stratified_indices(labels)), classes=10)
 
 
 def stratified_indices(labels: Labels) -> tuple[Indices, Indices, Indices]:
@@ -160,14 +140,14 @@ def stratified_indices(labels: Labels) -> tuple[Indices, Indices, Indices]:
         Indices of the training, validation and test images, each ascending.
     """
     random = np.random.RandomState(SPLIT_SEED)
-    train, val, test = [], [], []
+    splits: tuple[list[Indices], list[Indices], list[Indices]] = ([], [], [])
     for label in np.unique(labels):
         members = random.permutation(np.flatnonzero(labels == label))
         first, second = round(VALIDATION_SHARE * len(members)), round((VALIDATION_SHARE + TEST_SHARE) * len(members))
-        val.append(members[:first])
-        test.append(members[first:second])
-        train.append(members[second:])
-    return np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), np.sort(np.concatenate(test))
+        for split, part in zip(splits, (members[second:], members[:first], members[first:second]), strict=True):
+            split.append(part)
+    train, val, test = (np.sort(np.concatenate(split)) for split in splits)
+    return train, val, test
 
 
 BuildModel = Callable[[torch.Generator], nn.Module]
@@ -207,44 +187,29 @@ def train_classifier(
     """
     device = find_device(settings)
     data = data.to(device)
-    # Several seeds from one: the same numbers must not decide both the weights and the order.
-    seeds = np.random.SeedSequence(trial.seed).generate_state(4, np.uint64)
-    init_seed, order_seed, label_seed, dropout_seed = (int(seed) for seed in seeds)
+    init_seed, order_seed, label_seed, dropout_seed = seeds_from(trial.seed, 4)
     masks = torch.Generator(device).manual_seed(dropout_seed)
     model = initialized(lambda: build(masks), init_seed).to(device)
     order = torch.Generator().manual_seed(order_seed)
     label_noise = torch.Generator().manual_seed(label_seed)
-
     examples = len(data.train_x)
-    steps = math.ceil(examples / settings.batch_size)
-    optimizer = build_optimizer(settings, model.parameters())
-    pace = attach(trial, optimizer, settings, steps)
 
-    for _ in range(settings.epochs):
-        model.train()
-        start = now(device)
-        total_loss = torch.zeros((), dtype=torch.float64, device=device)  # stays there: no wait for it at each step
+    def losses() -> Iterator[tuple[torch.Tensor, int]]:
         labels = disturb_labels(data.train_y, settings.label_noise, data.classes, label_noise)
         for batch in torch.split(torch.randperm(examples, generator=order).to(device), settings.batch_size):
-            loss = F.cross_entropy(model(data.train_x[batch]), labels[batch])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total_loss += loss.detach() * len(batch)
-            pace.step_ended()
-        pace.epoch_ended()
-        seconds = now(device) - start
+            yield F.cross_entropy(model(data.train_x[batch]), labels[batch]), len(batch)
 
-        model.eval()
-        trial.report(seconds=seconds, train_loss=total_loss.item() / examples, **_errors(model, data, evaluation_batch))
+    steps = math.ceil(examples / settings.batch_size)
+    errors = partial(split_errors, data, lambda x, y: error_percent(model, x, y, evaluation_batch))
+    train_epochs(trial, settings, model, steps, losses, errors)
     trial.measure_flatness(model, F.cross_entropy, flatness_batches(data))
 
 
-def _errors(model: nn.Module, data: Classification, batch_size: int | None) -> dict[str, float]:
-    """Error on the validation split, and on the test split where the data have one."""
-    errors = {"val_error": error_percent(model, data.val_x, data.val_y, batch_size)}
+def split_errors(data: Classification, error: Callable[[torch.Tensor, torch.Tensor], float]) -> dict[str, float]:
+    """Error on the validation split, and on the test split if the data have one."""
+    errors = {"val_error": error(data.val_x, data.val_y)}
     if data.test_x is not None and data.test_y is not None:
-        errors["test_error"] = error_percent(model, data.test_x, data.test_y, batch_size)
+        errors["test_error"] = error(data.test_x, data.test_y)
     return errors
 
 

@@ -30,42 +30,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    CosineAnnealingWarmRestarts,
-    LambdaLR,
-    LRScheduler,
-    MultiStepLR,
-)
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LambdaLR, MultiStepLR
 
 from flatwise.study.task import Settings
 
 if TYPE_CHECKING:
-    from flatwise.study.trial import Interval, SchedulerFactory, Trial
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """A trial's scheduler and when it is stepped: the training says that a step or an epoch is over.
-
-    Attributes:
-        scheduler: the scheduler.
-        interval: what it counts.
-    """
-
-    scheduler: LRScheduler
-    interval: Interval
-
-    def step_ended(self) -> None:
-        """An optimizer step is over."""
-        if self.interval == "step":
-            self.scheduler.step()
-
-    def epoch_ended(self) -> None:
-        """An epoch's steps are over."""
-        if self.interval == "epoch":
-            self.scheduler.step()
+    from flatwise.study.trial import Interval, SchedulerFactory
 
 
 RN_STEPS = ((Fraction(2, 5), 0.1), (Fraction(3, 5), 0.1), (Fraction(4, 5), 0.1), (Fraction(9, 10), 0.5))
@@ -86,6 +56,9 @@ class Schedule:
     interval: Interval
 
 
+Recipe = Callable[[int, int], Schedule]
+
+
 def find_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
     """Return the schedule that the settings name.
 
@@ -96,35 +69,7 @@ def find_schedule(settings: Settings, steps_per_epoch: int) -> Schedule:
     return RECIPES[settings.schedule](settings.epochs, steps_per_epoch)
 
 
-def attach(trial: Trial, optimizer: Optimizer, settings: Settings, steps_per_epoch: int) -> Pace:
-    """Hand the optimizer and the schedule that the settings name to the trial.
-
-    Args:
-        trial: the trial.
-        optimizer: before its first step.
-        settings: the schedule's name, and the epochs.
-        steps_per_epoch: optimizer steps in an epoch.
-    """
-    schedule = find_schedule(settings, steps_per_epoch)
-    scheduler = trial.attach(
-        optimizer,
-        steps_per_epoch=steps_per_epoch,
-        epochs=settings.epochs,
-        scheduler=schedule.factory,
-        interval=schedule.interval,
-    )
-    return Pace(scheduler, schedule.interval)
-
-
-def _constant(epochs: int, steps_per_epoch: int) -> Schedule:
-    return Schedule(None, "epoch")
-
-
-def _cosine(epochs: int, steps_per_epoch: int) -> Schedule:
-    return Schedule(lambda optimizer: CosineAnnealingLR(optimizer, T_max=epochs), "epoch")
-
-
-def _tenth_at(*shares: Fraction) -> Callable[[int, int], Schedule]:
+def _tenth_at(*shares: Fraction) -> Recipe:
     """A recipe that divides the rate by 10 after each of these shares of the epochs."""
 
     def recipe(epochs: int, steps_per_epoch: int) -> Schedule:
@@ -134,47 +79,14 @@ def _tenth_at(*shares: Fraction) -> Callable[[int, int], Schedule]:
     return recipe
 
 
-def _rn_step(epochs: int, steps_per_epoch: int) -> Schedule:
-    return Schedule(_multiplied(lambda epoch: _rn_factor(epoch, epochs)), "epoch")
-
-
-def _exponential(epochs: int, steps_per_epoch: int) -> Schedule:
-    return Schedule(_multiplied(lambda step: 0.96 ** (step / 600)), "step")
-
-
-def _cyclic(epochs: int, steps_per_epoch: int) -> Schedule:
-    return Schedule(_multiplied(lambda step: _triangle(step, steps_per_epoch)), "step")
-
-
-def _rn_cyclic(epochs: int, steps_per_epoch: int) -> Schedule:
-    def factor(step: int) -> float:
-        return _triangle(step, steps_per_epoch) * _rn_factor(step // steps_per_epoch, epochs)
-
-    return Schedule(_multiplied(factor), "step")
-
-
-def _warm_restarts(epochs: int, steps_per_epoch: int) -> Schedule:
-    first = FIRST_RESTART * steps_per_epoch
+def _warm_restarts(epochs: int, steps: int) -> Schedule:
+    first = FIRST_RESTART * steps
     return Schedule(lambda optimizer: CosineAnnealingWarmRestarts(optimizer, T_0=first, T_mult=2), "step")
 
 
-RECIPES: dict[str, Callable[[int, int], Schedule]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "step": _tenth_at(Fraction(1, 2), Fraction(3, 4)),
-    "step-half": _tenth_at(Fraction(1, 2)),
-    "step-thirds": _tenth_at(Fraction(1, 3), Fraction(2, 3)),
-    "step-quarters": _tenth_at(Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)),
-    "rn-step": _rn_step,
-    "exponential": _exponential,
-    "cyclic": _cyclic,
-    "rn-cyclic": _rn_cyclic,
-    "warm-restarts": _warm_restarts,
-}
-
-
-def _multiplied(factor: Callable[[int], float]) -> Callable[[Optimizer], LRScheduler]:
-    return lambda optimizer: LambdaLR(optimizer, factor)
+def _by_factor(interval: Interval, factor: Callable[[int], float]) -> Schedule:
+    """The rate times the factor of the step or epoch."""
+    return Schedule(lambda optimizer: LambdaLR(optimizer, factor), interval)
 
 
 def _rn_factor(epoch: int, epochs: int) -> float:
@@ -182,7 +94,25 @@ def _rn_factor(epoch: int, epochs: int) -> float:
     return math.prod(factor for share, factor in RN_STEPS if epoch >= math.ceil(share * epochs))
 
 
-def _triangle(step: int, steps_per_epoch: int) -> float:
+def _triangle(step: int, steps: int) -> float:
     """From 1 up to 3 and back to 1 in a cycle."""
-    progress = step / (CYCLE_EPOCHS * steps_per_epoch) % 1
+    progress = step / (CYCLE_EPOCHS * steps) % 1
     return 1 + 2 * (1 - abs(2 * progress - 1))
+
+
+# Each makes a schedule from the number of epochs and the number of steps in an epoch.
+RECIPES: dict[str, Recipe] = {
+    "constant": lambda epochs, steps: Schedule(None, "epoch"),
+    "cosine": lambda epochs, steps: Schedule(lambda optimizer: CosineAnnealingLR(optimizer, T_max=epochs), "epoch"),
+    "step": _tenth_at(Fraction(1, 2), Fraction(3, 4)),
+    "step-half": _tenth_at(Fraction(1, 2)),
+    "step-thirds": _tenth_at(Fraction(1, 3), Fraction(2, 3)),
+    "step-quarters": _tenth_at(Fraction(1, 4), Fraction(1, 2), Fraction(3, 4)),
+    "rn-step": lambda epochs, steps: _by_factor("epoch", lambda epoch: _rn_factor(epoch, epochs)),
+    "exponential": lambda epochs, steps: _by_factor("step", lambda step: 0.96 ** (step / 600)),
+    "cyclic": lambda epochs, steps: _by_factor("step", lambda step: _triangle(step, steps)),
+    "rn-cyclic": lambda epochs, steps: _by_factor(
+        "step", lambda step: _triangle(step, steps) * _rn_factor(step // steps, epochs)
+    ),
+    "warm-restarts": _warm_restarts,
+}

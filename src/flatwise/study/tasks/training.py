@@ -1,19 +1,97 @@
-"""What training functions share: weights that a seed decides, a clock, optimizers by name, and regularizations."""
+"""What training functions share: the loop over epochs, seeds, optimizers by name, and regularizations."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RAdam, RMSprop
 
 from flatwise.study.task import USUAL_MOMENTUM, Settings
+from flatwise.study.tasks.schedules import find_schedule
+
+if TYPE_CHECKING:
+    from flatwise.study.trial import Trial
 
 Model = TypeVar("Model", bound=nn.Module)
+Data = TypeVar("Data")
+
+
+def _step(loss: Tensor, optimizer: Optimizer) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def train_epochs(
+    trial: Trial,
+    settings: Settings,
+    model: nn.Module,
+    steps: int,
+    losses: Callable[[], Iterable[tuple[Tensor, int]]],
+    errors: Callable[[], Mapping[str, float]],
+    *,
+    step: Callable[[Tensor, Optimizer], None] = _step,
+) -> None:
+    """Train a model with the optimizer and schedule of the settings, and report every epoch to the trial.
+
+    Reported per epoch: ``train_loss``, the mean over the examples of the loss at the step that used them; ``seconds``,
+    the time for training alone; and ``errors``.
+
+    Args:
+        trial: where to attach and report.
+        settings: how to train.
+        model: on its device.
+        steps: optimizer steps in an epoch.
+        losses: for an epoch, the loss of every batch and its number of examples. An iterator, which computes a loss
+            when it is asked for the next one.
+        errors: the metrics after an epoch; called with the model in evaluation mode.
+        step: the backward pass and the optimizer's step; default: just these.
+    """
+    optimizer = build_optimizer(settings, model.parameters())
+    schedule = find_schedule(settings, steps)
+    scheduler = trial.attach(
+        optimizer,
+        steps_per_epoch=steps,
+        epochs=settings.epochs,
+        scheduler=schedule.factory,
+        interval=schedule.interval,
+    )
+    device = next(model.parameters()).device
+    for _ in range(settings.epochs):
+        model.train()
+        start = now(device)
+        total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read after the epoch: no wait
+        for loss, size in losses():
+            optimizer.zero_grad()
+            step(loss, optimizer)
+            total += loss.detach() * size
+            examples += size
+            if schedule.interval == "step":
+                scheduler.step()
+        if schedule.interval == "epoch":
+            scheduler.step()
+        seconds = now(device) - start
+        model.eval()
+        trial.report(seconds=seconds, train_loss=total.item() / examples, **errors())
+
+
+def seeds_from(seed: int, count: int) -> list[int]:
+    """Several seeds from one: the same numbers must not decide both the weights and the order, say."""
+    return [int(number) for number in np.random.SeedSequence(seed).generate_state(count, np.uint64)]
+
+
+def moved(data: Data, device: torch.device | str) -> Data:
+    """Return a dataclass with all its tensors on ``device``; those that are there already are shared, not copied."""
+    given: Any = data
+    values = {field.name: getattr(given, field.name) for field in fields(given)}
+    changed: Data = replace(given, **{name: value.to(device) for name, value in values.items() if hasattr(value, "to")})
+    return changed
 
 
 def initialized(build: Callable[[], Model], seed: int) -> Model:
