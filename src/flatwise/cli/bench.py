@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from flatwise.bench import OPTIMIZERS, Row, measure, table, write_csv
+from flatwise.bench import OPTIMIZERS, Timing, measure, table, write_csv
 from flatwise.cli.program import app, fail
 
 
@@ -24,7 +24,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        rows: list[Row] = []
+        rows: list[Timing] = []
         for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
             typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
             rows.append(row)
