@@ -25,10 +25,9 @@ import numpy as np
 import torch
 from randomness import WORD_TESTS, Masks, Normals, Pair, Plan, avalanche, uniformity
 
-from flatwise.distributions import Bernoulli, Normal
 from flatwise._noise import reference
-from flatwise._noise.keys import SEGMENT_BITS, derive_keys, parameter_id
-from flatwise._noise.keys import philox4x32
+from flatwise._noise.keys import SEGMENT_BITS, derive_keys, parameter_id, philox4x32
+from flatwise.distributions import Bernoulli, Normal
 
 LEVEL = 0.0005
 CHUNK = 1 << 20
