@@ -392,19 +392,21 @@ def _step_of_torch(
     step: int,
 ) -> None:
     """Torch's own step, by its functions without the optimizer around them, whose hooks belong to others."""
-    common = {"lr": numbers[0], "weight_decay": numbers[-1], "maximize": options[3], "foreach": False}
+    settings: dict[str, Any] = {
+        "lr": numbers[0], "weight_decay": numbers[-1], "maximize": options[3], "foreach": False,
+    }  # fmt: skip
     one, two, three = ([state] for state in states)
-    if optimizer == "sgd":
-        momentum, undamped = numbers[1:3]
-        damping = {"momentum": momentum, "dampening": 1 - undamped, "nesterov": options[1]}
-        sgd([param], [grad], one if momentum else [None], **damping, **common)
-        return
     before = [torch.tensor(step - 1.0, device="cpu")]
-    if optimizer == "adam":
+    if optimizer == "sgd":
+        _, momentum, undamped, _ = numbers
+        settings |= {"momentum": momentum, "dampening": 1 - undamped, "nesterov": options[1]}
+        sgd([param], [grad], [states[0] if momentum else None], **settings)
+    elif optimizer == "adam":
         _, beta1, beta2, eps, _ = numbers
-        betas = {"amsgrad": options[0], "beta1": beta1, "beta2": beta2, "decoupled_weight_decay": options[2]}
-        adam([param], [grad], one, two, three, before, eps=eps, **betas, **common)
-        return
-    _, alpha, eps, momentum, _ = numbers
-    averages = {"alpha": alpha, "momentum": momentum, "centered": options[1]}
-    rmsprop([param], [grad], one, three, two, before, eps=eps, **averages, **common)
+        settings |= {"beta1": beta1, "beta2": beta2, "eps": eps}
+        settings |= {"amsgrad": options[0], "decoupled_weight_decay": options[2]}
+        adam([param], [grad], one, two, three, before, **settings)
+    else:
+        _, alpha, eps, momentum, _ = numbers
+        settings |= {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": options[1]}
+        rmsprop([param], [grad], one, three, two, before, **settings)
