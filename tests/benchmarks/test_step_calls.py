@@ -1,4 +1,4 @@
-"""A step's overhead stays small: the calls of our functions in a warmed-up step, as `benchmarks/step_calls.py` counts."""
+"""A step stays cheap: the calls of our functions in a warmed-up step, as `benchmarks/step_calls.py` counts them."""
 
 import sys
 from pathlib import Path
