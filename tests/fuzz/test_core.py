@@ -464,11 +464,12 @@ class Life:
             size = np.abs(was64) + np.abs(twin64) + np.abs(aim) + np.abs(f) * np.abs(twin64 - was64)
             error = np.abs(now64 - aim)
             bound = 12 * eps * size + 3e-4 * np.abs(twin64 - was64) + 1e-30
-            if self.kind.tensor_rate and "weight_decay" in self.kind.options:
-                # Both optimizers multiply the parameter by `1 - rate * weight_decay`, which torch rounds to the rate's
-                # float32 even if the parameter is float64: an error of up to eps / 2 of the parameter. It can be
-                # large beside the movement, since the update can cancel the decay. The other eps / 2 is for the
-                # roundings before that, a few times eps / 2 of `rate * weight_decay`, which is below 0.2 here.
+            decays = "weight_decay" in self.kind.options
+            if self.kind.tensor_rate and decays and not all(method.is_fine for method in self.methods):
+                # Both optimizers multiply the parameter by `1 - rate * weight_decay`, each with its own rate, and torch
+                # rounds this to the rate's float32 even if the parameter is float64: an error of up to eps / 2 of the
+                # parameter. It can be large beside the movement, since the update can cancel the decay. The other
+                # eps / 2 is for the roundings before, a few times eps / 2 of `rate * weight_decay`, below 0.2 here.
                 bound = bound + torch.finfo(torch.float32).eps * (1 + np.abs(f)) * np.abs(was64)
             assert (error <= bound).all(), (f, was, now, twin)
             ones = np.broadcast_to(f == 1, was64.shape)
