@@ -13,7 +13,9 @@ from flatwise.study.plan import TuningResult
 from flatwise.study.results import CellResult
 from flatwise.study.search import best
 from flatwise.study.spec import StudySpec
-from flatwise_papers.replication import BaselineCheck, Claim, Entry, Ledger, Measured, Reported
+from flatwise_papers.replication.claims import Claim, Reported
+from flatwise_papers.replication.ledger import Entry, Ledger
+from flatwise_papers.replication.rules import BaselineCheck, Measured
 from report_samples import NAN, sample
 
 ODD_ARM = """leap <b onclick=alert(1)>&"' [red]"""

@@ -8,7 +8,8 @@ from importlib import resources
 from flatwise.study.comparison import Comparison
 from flatwise.study.registry import Plugin, get_task
 from flatwise.study.spec import StudyError, StudySpec
-from flatwise_papers.replication import build_ledger, find_claims
+from flatwise_papers.replication.claims import find_claims
+from flatwise_papers.replication.ledger import build_ledger
 from flatwise_papers.replication.section import LedgerSection
 from flatwise_papers.tasks.classifiers import MLP_TASKS, TEXT_TASKS
 from flatwise_papers.tasks.graphs import GRAPH_TASKS

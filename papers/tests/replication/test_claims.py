@@ -6,7 +6,7 @@ import pytest
 
 from flatwise.study.registry import load_study, packaged_studies
 from flatwise.study.spec import StudySpec
-from flatwise_papers.replication import PaperTableError, find_claims
+from flatwise_papers.replication.claims import PaperTableError, find_claims
 
 LEAP = {"paper": "leap", "table": "3", "dataset": "Cora", "model": "GCN"}
 

@@ -14,7 +14,8 @@ from flatwise.study.registry import load_study
 from flatwise.study.spec import StudySpec
 from flatwise.study.store import Record
 from flatwise.study.subjects import Subject
-from flatwise_papers.replication import LedgerError, build_ledger, ledger_markdown, write_ledger_csv
+from flatwise_papers.replication.ledger import LedgerError, build_ledger, write_ledger_csv
+from flatwise_papers.replication.section import ledger_markdown
 
 SEEDS = range(10)
 GRAPHS = {"paper": "leap", "table": "3", "dataset": "Cora", "model": "GCN"}  # 25.38 → 22.60

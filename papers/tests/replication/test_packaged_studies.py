@@ -9,8 +9,7 @@ from flatwise.study.arms import VANILLA
 from flatwise.study.check import check_study
 from flatwise.study.registry import UnknownStudyError, load_study, packaged_studies, study_text
 from flatwise.study.spec import Times
-from flatwise_papers.replication import find_claims, read_paper_tables
-from flatwise_papers.replication.claims import METRICS
+from flatwise_papers.replication.claims import METRICS, find_claims, read_paper_tables
 
 STUDIES = {name: load_study(name) for name in packaged_studies()}
 

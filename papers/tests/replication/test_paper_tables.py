@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flatwise.study.spec import PaperSpec
-from flatwise_papers.replication import PaperTableError, find_row, read_paper_tables
+from flatwise_papers.replication.claims import PaperTableError, find_row, read_paper_tables
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "paper_tables.csv"
 RN_4 = {"paper": "random-noise-lr", "table": "4"}

@@ -217,10 +217,25 @@ def optimization_paths(
     starts = function.starts(runs, seed) if starts is None else starts.detach().double()
     if starts.ndim != 2 or starts.shape[1] != 2 or len(starts) == 0 or not bool(torch.isfinite(starts).all()):
         raise ValueError(f"starts must be finite points of shape (runs, 2), got shape {tuple(starts.shape)}")
+
+    def path_of(make: OptimizerFactory, perturbation: Perturbation | None) -> Tensor:
+        points = torch.nn.Parameter(starts.clone())
+        optimizer = make([points], lr)
+        if perturbation is not None:
+            per_element = perturbation.scope in ("channel", "element")
+            perturb(optimizer, per_replica(perturbation, "element" if per_element else "channel"), seed=seed)
+        scheduler = LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)) if anneal else 1.0)
+        paths = torch.empty(steps + 1, *starts.shape, dtype=torch.float64, device=starts.device)
+        paths[0] = starts
+        for step in range(steps):
+            points.grad = function.gradient(points)
+            optimizer.step()
+            scheduler.step()
+            paths[step + 1] = points.detach()
+        return paths
+
     return [
-        OptimizationPaths(
-            function, name, arm, lr, _paths(function, make, perturbation, lr, anneal, steps, seed, starts)
-        )
+        OptimizationPaths(function, name, arm, lr, path_of(make, perturbation))
         for name, make in optimizers.items()
         for arm, perturbation in arms.items()
     ]
@@ -263,32 +278,6 @@ def share_table(all_paths: Iterable[OptimizationPaths]) -> str:
     for (function, optimizer), row in cells.items():
         lines.append(f"| {function} | {optimizer} | {' | '.join(row.get(arm, '') for arm in arms)} |")
     return "\n".join(lines)
-
-
-def _paths(
-    function: TestFunction,
-    make: OptimizerFactory,
-    perturbation: Perturbation | None,
-    lr: float,
-    anneal: bool,
-    steps: int,
-    seed: int,
-    starts: Tensor,
-) -> Tensor:
-    points = torch.nn.Parameter(starts.clone())
-    optimizer = make([points], lr)
-    if perturbation is not None:
-        per_element = perturbation.scope in ("channel", "element")
-        perturb(optimizer, per_replica(perturbation, "element" if per_element else "channel"), seed=seed)
-    scheduler = LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)) if anneal else 1.0)
-    paths = torch.empty(steps + 1, *starts.shape, dtype=torch.float64, device=starts.device)
-    paths[0] = starts
-    for step in range(steps):
-        points.grad = function.gradient(points)
-        optimizer.step()
-        scheduler.step()
-        paths[step + 1] = points.detach()
-    return paths
 
 
 # Four of Okabe and Ito's colours, told apart by colour-blind readers; they repeat beyond four.
