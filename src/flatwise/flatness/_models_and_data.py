@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from flatwise.flatness._data import Replay
-from flatwise.flatness.guard import FlatnessError, naming, trainable, untouched
+from flatwise.flatness._data import BatchLoss, Replay
+from flatwise.flatness.guard import FlatnessError, naming, trainable
 from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
@@ -73,28 +73,26 @@ class ModelsAndData:
         return [(model, data) for model in self.models for data in self.data]
 
     @contextmanager
-    def measuring(self, model: str, data: str, loss: Loss | None = None) -> Iterator[Objective]:
+    def measuring(
+        self, model: str, data: str, wrap: Callable[[BatchLoss], BatchLoss] | None = None
+    ) -> Iterator[Objective]:
         """Lend one model for a ``with`` block, with one data set; errors name both if there are several.
 
         Args:
             model, data: names.
-            loss: in place of :attr:`loss`, which is lent all the same.
+            wrap: measure ``wrap`` of the loss; default: the loss itself.
         """
         several = len(self.models) > 1 or len(self.data) > 1
         measured = measuring_again(
             self.models[model],
-            self.loss if loss is None else loss,
+            self.loss,
             self.data[data],
             self._replays.setdefault(data, Replay()),
+            wrap=wrap,
             **self.options,
         )
         with naming(f"model {model!r}, data {data!r}") if several else nullcontext(), measured as objective:
-            if loss is not None and isinstance(self.loss, nn.Module):
-                mode, dtype = self.options.get("mode", "eval"), self.options.get("dtype")
-                with untouched(self.loss, mode=mode, dtype=dtype):
-                    yield objective
-            else:
-                yield objective
+            yield objective
 
     def losses(
         self, rows: Callable[[str, Objective], Iterable[Iterable[torch.Tensor | None]]], count: int

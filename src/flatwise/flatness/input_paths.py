@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from flatwise.flatness._data import Batch, Batches, BatchLoss, pair_loss
+from flatwise.flatness._data import Batch, Batches, BatchLoss
 from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows
 from flatwise.flatness.guard import Autocast, FlatnessError, RandomState, checked_count, naming
 from flatwise.flatness.objective import Loss, Objective
@@ -61,8 +61,8 @@ def input_noise_paths(
     step = compared.counter(len(compared.pairs) * directions * (11 if chosen is None else len(chosen)))
     curves = []
     for name, one in compared.pairs:
-        shifted = _ShiftedInputs(compared.loss)
-        with compared.measuring(name, one, shifted.loss) as objective:
+        shifted = _ShiftedInputs()
+        with compared.measuring(name, one, shifted.wrap) as objective:
             center = objective.loss()
             if chosen is None:
                 chosen = tuple((shifted.mean_norm or 1.0) * index / 10 for index in range(11))
@@ -118,8 +118,8 @@ def validation_paths(
     curves = []
     for name, one in compared.pairs:
         neighbours = _Neighbours(candidates, nearest)
-        shifted = _ShiftedInputs(compared.loss, neighbours.find)
-        with compared.measuring(name, one, shifted.loss) as objective:
+        shifted = _ShiftedInputs(neighbours.find)
+        with compared.measuring(name, one, shifted.wrap) as objective:
             center = objective.loss()
             generator = torch.Generator().manual_seed(seed)
             along = (neighbours.towards_one(generator) for _ in range(trials))
@@ -134,23 +134,24 @@ class _ShiftedInputs:
     The first pass is over the inputs as they are.
 
     Args:
-        loss: of the batches.
         visit: called with the inputs of each batch of the first pass, in order.
 
     Attributes:
-        loss: the loss of moved inputs. Its parts are called once per batch, in order, ``count`` before ``function``.
         shape: shape of one sample's inputs, known from the first pass on.
     """
 
-    def __init__(self, loss: Loss, visit: Callable[[torch.Tensor], None] | None = None) -> None:
-        self.loss = BatchLoss(self._function, self._count)
+    def __init__(self, visit: Callable[[torch.Tensor], None] | None = None) -> None:
         self.shape: torch.Size = torch.Size()
-        self._own = loss if isinstance(loss, BatchLoss) else pair_loss(loss)
         self._visit = visit
         self._direction: Direction | None = None
         self._distance = 0.0
         self._number = 0
         self._norms, self._samples = 0.0, 0
+
+    def wrap(self, loss: BatchLoss) -> BatchLoss:
+        """The loss of moved inputs. Its parts are called once per batch, in order, ``count`` before ``function``."""
+        self._own = loss
+        return BatchLoss(self._function, self._count)
 
     @property
     def mean_norm(self) -> float:
@@ -168,7 +169,7 @@ class _ShiftedInputs:
         """The loss at moved inputs, finite or not: for each direction, at each distance.
 
         Args:
-            objective: of :attr:`loss`, after its first pass.
+            objective: of the wrapped loss, after its first pass.
             center: the loss of that pass.
             directions: what to add to the inputs.
             distances: multiples of it.

@@ -78,7 +78,8 @@ def measuring(
     Raises:
         FlatnessError: the model or the loss cannot be measured; also, within the block, from the objective's methods.
     """
-    with measuring_again(model, loss, data, Replay(), max_batches, mode, dtype) as objective:
+    options: Options = {"max_batches": max_batches, "mode": mode, "dtype": dtype}
+    with measuring_again(model, loss, data, Replay(), **options) as objective:
         yield objective
 
 
@@ -88,11 +89,16 @@ def measuring_again(
     loss: Loss,
     data: Any,
     replay: Replay,
+    *,
+    wrap: Callable[[BatchLoss], BatchLoss] | None = None,
     max_batches: int | None = None,
     mode: Mode = "eval",
     dtype: torch.dtype | None = None,
 ) -> Iterator[Objective]:
-    """As :func:`measuring`, for data that must be the same as in an earlier pass, according to ``replay``."""
+    """As :func:`measuring`, for data that must be the same as in an earlier pass, according to ``replay``.
+
+    What is measured is ``wrap`` of the loss, if given.
+    """
     with ExitStack() as stack:
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise FlatnessError(f"dtype must be a floating-point dtype, such as torch.float64; got {dtype!r}")
@@ -116,7 +122,8 @@ def measuring_again(
         stack.callback(torch.clear_autocast_cache)  # of casts of the stand-ins
         stack.enter_context(autocast.off())
         batch_loss = loss if isinstance(loss, BatchLoss) else pair_loss(loss)
-        yield Objective(model, batch_loss, batches, parameters, originals, autocast)
+        measured = batch_loss if wrap is None else wrap(batch_loss)
+        yield Objective(model, measured, batches, parameters, originals, autocast)
 
 
 class Objective:
