@@ -644,7 +644,7 @@ def test_progress_says_what_is_reused_and_that_machines_differ():
         progress.on_trial_end(spec, dataclasses.replace(record, environment={**other, "cpu": "B"}))
         progress.on_trial_end(spec, dataclasses.replace(record, environment={**other, "cpu": "C"}))
     text = said_by(console)
-    assert "3 of 5 trials reused, from 2026-03-02 to 2026-03-05." in text
+    assert "3 of 4 trials reused, from 2026-03-02 to 2026-03-05." in text
     assert text.count("on different kinds of machines (A, AVX2; B, AVX2)") == 1
 
 

@@ -65,8 +65,9 @@ class LiveProgress(Callback):
     def on_round_start(self, start: Round) -> None:
         """Start the bar anew, at what the store holds already, and say what is reused and what runs again."""
         self._rounds += 1
-        if self._rounds > 1 and start.missing:
-            self._say(f"Round {self._rounds}: {plural(start.missing, 'trial')} to run", style="dim")
+        if start.missing:
+            kept = f", {start.planned - start.missing} already there" if start.missing < start.planned else ""
+            self._say(f"Round {self._rounds}: {plural(start.missing, 'trial')} to run{kept}", style="dim")
         if self._reused:
             self._say(f"{len(self._reused)} of {plural(start.planned, 'trial')} reused{_when(self._reused)}.", "dim")
         elif start.stored and start.missing and self._rounds == 1 and not start.remeasured:
