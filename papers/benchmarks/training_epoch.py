@@ -1,8 +1,8 @@
 """What the noise costs in training: forward, backward and step, with each optimizer and without noise.
 
-Run with `python papers/benchmarks/training_epoch.py --data-dir DATA`; it needs the `compare` extra and MNIST. An MLP
-(the LEAP paper's MLP-3) and a small convolutional net train on MNIST; contenders take turns of some steps each, over the
-same batches, until each has seen an epoch. A ratio is the median over turns of the time over plain training's in that turn.
+Run with `python papers/benchmarks/training_epoch.py --data-dir DATA`; it needs MNIST. An MLP (the LEAP paper's MLP-3)
+and a small convolutional net train on MNIST; contenders take turns of some steps each, over the same batches, until
+each has seen an epoch. A ratio is the median over turns of the time over plain training's in that turn.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import flatwise
-from flatwise.study.tasks import MNIST_WIDTHS
 from flatwise.study.tasks.classification import build_mlp
 from flatwise_papers.data.mnist import load_mnist
+from flatwise_papers.tasks.classifiers import MNIST_WIDTHS
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
 SETTINGS = {"lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4}

@@ -1,8 +1,8 @@
 """What a trial costs over a loop written by hand: an epoch of a task's training function against minimal loops.
 
-Run with `python papers/benchmarks/trial_speed.py --data-dir DATA`; it needs the `test` extra, MNIST and Cora. The loops
-have the task's data, model, optimizer and evaluation and nothing else; one that differs in more says so in its name.
-Task and loop take turns of one epoch each; a ratio is the median over epochs of the task's time over the loop's, evaluation
+Run with `python papers/benchmarks/trial_speed.py --data-dir DATA`; it needs MNIST and Cora. The loops have the task's
+data, model, optimizer and evaluation and nothing else; one that differs in more says so in its name. Task and loop
+take turns of one epoch each; a ratio is the median over epochs of the task's time over the loop's, evaluation
 included in both.
 """
 
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from flatwise.study.arms import Arm
 from flatwise.study.registry import get_task
 from flatwise.study.task import Settings
-from flatwise.study.tasks import MNIST_WIDTHS
 from flatwise.study.tasks.classification import Classification, build_mlp
 from flatwise.study.trial import Trial
-from flatwise_papers.data import NodeClassification
+from flatwise_papers.data.graphs import NodeClassification
+from flatwise_papers.tasks.classifiers import MNIST_WIDTHS
 from flatwise_papers.tasks.graphs import Dropout, Kind, build_graph_network, propagation
 
 Epoch = Callable[[], float]  # trains and evaluates once; the test error in percent

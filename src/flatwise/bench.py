@@ -55,7 +55,7 @@ MODELS: dict[str, list[tuple[int, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """One contender's measurement.
 
     Attributes:
@@ -77,7 +77,7 @@ class Row:
 
 def measure(
     models: Sequence[str], optimizers: Sequence[str] = tuple(OPTIMIZERS), *, rounds: int = 15, slice_ms: float = 20.0
-) -> Iterator[Row]:
+) -> Iterator[Timing]:
     """Measures every optimizer on every model.
 
     Args:
@@ -101,18 +101,18 @@ def measure(
             times = take_turns([step for _, _, step in contenders], rounds, slice_ms)
             for (method, way, _), own in zip(contenders, times, strict=True):
                 ratio = statistics.median(a / b for a, b in zip(own, times[0], strict=True))
-                yield Row(model, name, method, way, statistics.median(own) * 1e3, ratio)
+                yield Timing(model, name, method, way, statistics.median(own) * 1e3, ratio)
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
+def write_csv(rows: Sequence[Timing], path: Path) -> None:
     """Writes rows as CSV, with a header."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(Timing)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
 
 
-def table(rows: Sequence[Row]) -> str:
+def table(rows: Sequence[Timing]) -> str:
     """Rows as text: for every model and optimizer, ratios to torch's fused plain step."""
     lines = [f"{'model':<10}{'optimizer':<10}{'method':<8}{'way':<15}{'ms':>10}{'ratio':>9}"]
     lines += [

@@ -33,6 +33,22 @@ from flatwise.study.subjects import Subject, look_at_code_again, remembered_task
 from flatwise.study.task import Task
 from flatwise.study.work import FUNCTION_SETTING, TrainFunction, Work, load_data
 
+__all__ = [
+    "CompareError",
+    "ExecutorChoice",
+    "StudyOutcome",
+    "all_failed",
+    "compare",
+    "compare_task",
+    "export_study",
+    "find_study",
+    "folder_of",
+    "report_study",
+    "run_study",
+    "show_status",
+    "status_of",
+]
+
 
 class CompareError(FlatwiseError, ValueError):
     """The arguments do not describe a comparison. The message is one line."""

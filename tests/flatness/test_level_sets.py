@@ -118,7 +118,7 @@ def test_progress():
         ({"max_iter": 1}, "max_iter must be a whole number, 2 or more"),
         ({"directions": 0}, "directions must be a whole number"),
         ({"towards": Quadratic().state_dict()}, "two ends of the path is 0"),
-        ({"towards": torch.ones(8), "parameters": "first"}, "parameters chooses what random directions move"),
+        ({"towards": torch.ones(8), "parameters": "first"}, "parameters applies only to random directions"),
     ],
 )
 def test_bad_input(options, message):

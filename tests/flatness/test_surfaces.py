@@ -120,7 +120,7 @@ def test_progress():
         ([offset(), -2 * offset()], {}, "the two directions of a surface are parallel"),
         ([offset(), 0 * offset()], {}, "direction 1 is 0"),
         ([offset(), torch.ones(3)], {}, r"direction 1: .* got \(3,\)"),
-        ("eigenvectors", {"normalize": "unit"}, "normalize and parameters are about random directions"),
+        ("eigenvectors", {"normalize": "unit"}, "normalize and parameters apply only to random directions"),
         ("random", {"xs": []}, "xs must be finite numbers"),
         ("random", {"ys": [math.nan]}, "ys must be finite numbers"),
     ],

@@ -95,7 +95,7 @@ def test_values_against_the_library_and_a_quadratic():
         model.weight.copy_(torch.tensor([[3.0, 4.0]]))
     curvature = torch.tensor([4.0, 1.0])
     loss = flatwise.flatness.BatchLoss(lambda m, batch: 0.5 * (curvature * m.weight.square()).sum())
-    found = measure_flatness(model, loss, [torch.zeros(1, 2)], TINY, seed=3, told=lambda what, done, of: None)
+    found = measure_flatness(model, loss, [torch.zeros(1, 2)], TINY, seed=3)
     values = found.values
     assert values["eigenvalue_1"] == pytest.approx(4, rel=1e-4)
     assert values["eigenvalue_2"] == pytest.approx(1, rel=1e-4)
@@ -113,7 +113,7 @@ def test_max_batches_bounds_the_data():
     torch.manual_seed(0)
     model, data = nn.Linear(5, 1), batches()
     one = dataclasses.replace(TINY, max_batches=1)
-    found = measure_flatness(model, F.mse_loss, data, one, seed=0, told=lambda what, done, of: None)
+    found = measure_flatness(model, F.mse_loss, data, one, seed=0)
     assert found.values["gradient_norm"] == gradient_norm(model, F.mse_loss, data[:1])
     with measuring(model, F.mse_loss, data[:1]) as objective:
         assert found.values["loss"] == objective.loss()
@@ -129,7 +129,12 @@ def test_arms_of_a_seed_are_measured_along_the_same_directions():
 def test_progress_is_told():
     told = []
     measure_flatness(
-        nn.Linear(5, 1), F.mse_loss, batches(), TINY, seed=0, told=lambda what, done, of: told.append((what, done, of))
+        nn.Linear(5, 1),
+        F.mse_loss,
+        batches(),
+        TINY,
+        seed=0,
+        on_measure=lambda what, done, of: told.append((what, done, of)),
     )
     assert list(dict.fromkeys(what for what, _, _ in told)) == [
         "gradient norm", "eigenvalues", "trace", "weight perturbation",
@@ -141,7 +146,7 @@ def test_eigenvalues_that_did_not_converge_are_said():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), nn.Linear(12, 1))
     few = dataclasses.replace(TINY, max_iter=2)
-    found = measure_flatness(model, F.mse_loss, batches(), few, seed=0, told=lambda what, done, of: None)
+    found = measure_flatness(model, F.mse_loss, batches(), few, seed=0)
     assert "eigenvalue_2" in found.unconverged
 
 

@@ -14,18 +14,10 @@ import pytest
 import torch
 
 from flatwise.study.tasks.classification import DataError
-from flatwise_papers.data import (
-    images as cifar,
-)
-from flatwise_papers.data import (
-    load_cifar10,
-    load_cifar10_jpeg,
-    load_cifar100,
-    load_mnist,
-    load_mnist_images,
-)
+from flatwise_papers.data import images as cifar
 from flatwise_papers.data.files import DataFile, cached_pixels, read_file
-from flatwise_papers.data.images import channel_statistics, images_of
+from flatwise_papers.data.images import channel_statistics, images_of, load_cifar10, load_cifar10_jpeg, load_cifar100
+from flatwise_papers.data.mnist import load_mnist, load_mnist_images
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 needs_jpegs = pytest.mark.skipif(

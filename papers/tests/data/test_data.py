@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from flatwise.study.tasks.classification import DataError
-from flatwise_papers.data import load_mnist, mnist
+from flatwise_papers.data import mnist
 from flatwise_papers.data.files import DataFile, read_file
+from flatwise_papers.data.mnist import load_mnist
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
 RAW = SHARED / "mnist" / "MNIST" / "raw"

@@ -2,7 +2,7 @@
 
 import torch
 
-from flatwise_papers.escape import DoubleWell, exact_escape, simulate_escape
+from flatwise_papers.escape.double_well import DoubleWell, exact_escape, simulate_escape
 
 
 def test_another_default_device_and_dtype_change_nothing():

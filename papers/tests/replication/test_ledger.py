@@ -190,14 +190,16 @@ def ledger():
 
 def test_markdown(ledger):
     text = ledger_markdown(ledger)
-    assert text.startswith("3 claims: 1 reproduced, 1 not reproduced; baseline better, 1 not run.\n\n| cell |")
+    assert text.startswith(
+        "1 of 3 claims reproduced; 1 with another baseline than the paper's; 1 not run yet.\n\n| claim | the paper |"
+    )
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3
-    assert lines[2].startswith("| GCN \\| Cora | leap | 25.38 ± 0.75 | 22.60 ± 0.57 | 25.00 ± 0.")
-    assert lines[2].endswith("| −2.74 | reproduced |")
-    assert lines[4].endswith("| – | – | – | – | not run |")
+    assert lines[2].startswith("| leap<br>GCN \\| Cora | 25.38 ± 0.75<br>22.60 ± 0.57<br>−11.0 % | 25.00 ± 0.")
+    assert "<br>paper's: −2.74 | reproduced<br>" in lines[2]
+    assert lines[4].endswith("| — | — | not run |")
     columns = {line.replace("\\|", "").count("|") for line in lines}
-    assert columns == {10}
+    assert columns == {6}
     assert "best epoch" not in text
     assert "100 − accuracy" not in text
 
@@ -223,14 +225,14 @@ def test_accuracies_and_best_epochs_are_named():
     cell = {"task": "cifar10-resnet20", "paper": RN}
     text = ledger_markdown(build_ledger(study([cell], arm="random_lr"), {}))
     assert "its errors are 100 − accuracy" in text
-    assert "The paper reports the best epoch, chosen on the test data; ours are of the final one." in text
+    assert "The paper reports the best epoch, chosen on test data; ours are of the last." in text
 
 
 def test_a_study_without_papers_has_an_empty_ledger():
     spec = StudySpec(name="own", task="digits-mlp", arms=[{"method": "vanilla"}, {"method": "leap"}])
     ledger = build_ledger(spec, {"digits-mlp": comparison({"vanilla": 2.0, "leap": 2.0})})
     assert ledger.entries == ()
-    assert ledger_markdown(ledger).startswith("This study replicates no claim.")
+    assert ledger_markdown(ledger).startswith("This study replicates no claim of a paper.")
 
 
 # The ledger in the documentation.

@@ -19,9 +19,8 @@ from flatwise.study.task import SettingsError
 from flatwise.study.tasks.classification import DataError
 from flatwise.study.tasks.training import percent_wrong
 from flatwise.study.trial import Trial
-from flatwise_papers.data import NodeClassification
 from flatwise_papers.data import graphs as planetoid
-from flatwise_papers.data.graphs import SparseMatrix
+from flatwise_papers.data.graphs import NodeClassification, SparseMatrix
 from flatwise_papers.tasks import graphs
 from flatwise_papers.tasks.graphs import (
     GRAPH_SETTINGS,

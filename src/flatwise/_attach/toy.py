@@ -287,7 +287,7 @@ class _Copier(pickle.Pickler):
         """
         self.dump(value)
         unpickler = pickle.Unpickler(io.BytesIO(self._file.getvalue()))
-        unpickler.persistent_load = self._kept.__getitem__  # type: ignore[method-assign, assignment]
+        unpickler.persistent_load = self._kept.__getitem__  # type: ignore[method-assign]
         return unpickler.load()
 
     def persistent_id(self, thing: Any) -> int | None:

@@ -13,7 +13,7 @@ import torch
 import typer
 from rich.table import Table
 
-from flatwise.bench import OPTIMIZERS, Row, measure, table, write_csv
+from flatwise.bench import OPTIMIZERS, Timing, measure, table, write_csv
 from flatwise.cli.program import FAILED, INTERRUPTED, app, errors, fail
 from flatwise.report.terminal import terminal
 from flatwise.studies import (
@@ -291,7 +291,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        rows: list[Row] = []
+        rows: list[Timing] = []
         for row in measure(models.split(","), optimizers.split(","), rounds=rounds):
             typer.echo("\n".join(table([row]).splitlines()[bool(rows) :]))  # the header once
             rows.append(row)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flatwise.flatness.guard import FlatnessError, RandomState, checked_count, naming, reporting
+from flatwise.flatness.guard import Autocast, FlatnessError, RandomState, checked_count, naming, reporting
 
 Batch = Any
 
@@ -123,8 +123,8 @@ class Batches:
         self.replay = Replay() if replay is None else replay
         self._data, self._limit, self._dtype, self._random = data, limit, dtype, random
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        """Yield the number of each batch and the batch, on the device.
+    def read(self, autocast: Autocast) -> Iterator[tuple[int, Batch]]:
+        """Yield the number of each batch and the batch, on the device; the data run under ``autocast``.
 
         Raises:
             FlatnessError: the loader raised, or the batches differ from those of the first pass.
@@ -133,7 +133,7 @@ class Batches:
         # The chain calls iter(data) only when the first batch is asked for: an error there is one of the data too.
         batches = itertools.islice(itertools.chain(self._data), self._limit)
         for number in itertools.count():
-            with naming(f"batch {number}"), reporting("the data failed"):
+            with naming(f"batch {number}"), reporting("the data failed"), autocast.on():
                 batch = next(batches, _END)
             if batch is _END:
                 break
@@ -149,7 +149,7 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batc
     """The batch on the device, its floating-point tensors in ``dtype``; tensors that are there already are shared.
 
     Looks into tuples, lists and dicts; anything else that has a method ``to``, such as the batches of transformers and
-    PyG, is moved by it to the device (and keeps its dtypes); what has none is left as it is.
+    PyG, is moved by it to the device (and keeps its dtypes). Everything else is left as it is.
     """
     if isinstance(batch, torch.Tensor):
         # A tensor that was made in inference mode cannot be saved for a derivative.
@@ -161,7 +161,7 @@ def moved(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batc
         return type(batch)(moved(item, device, dtype) for item in batch)
     if isinstance(batch, dict):
         return {key: moved(item, device, dtype) for key, item in batch.items()}
-    # Some of these move themselves: the user's stays where it is.
+    # Some of these move in place: the copy keeps the user's batch where it is.
     return copy.copy(batch).to(device) if callable(getattr(batch, "to", None)) else batch
 
 
@@ -175,7 +175,7 @@ def first_dimension(batch: Batch) -> int:
     lengths = {tensor.shape[0] if tensor.ndim else None for tensor in _tensors(batch)}
     if len(lengths) != 1 or None in lengths:
         raise FlatnessError(
-            f"the number of samples of a batch ({type(batch).__name__}) is not plain from its tensors, whose first "
+            f"the number of samples of a batch ({type(batch).__name__}) is unclear from its tensors, whose first "
             f"dimensions are {sorted(map(str, lengths))}: give BatchLoss(function, count=...)"
         )
     if any(tensor.dtype == torch.int64 and bool((tensor == IGNORED).any()) for tensor in _tensors(batch)):
@@ -191,9 +191,9 @@ def first_dimension(batch: Batch) -> int:
 
 
 def checksum(batch: Batch) -> int:
-    """A number that differs, but for a chance of 2⁻³², if any bit, shape or dtype in the batch does.
+    """A number that differs if any bit, shape or dtype in the batch does, with probability 1 − 2⁻³².
 
-    Looks into tuples, lists and mappings; of other objects, only the tensors and arrays among their attributes count.
+    Looks into tuples, lists and mappings. In other objects, only the attributes that may hold tensors or arrays count.
     """
     total = 0
     for part in _parts(batch, frozenset()):
@@ -228,7 +228,7 @@ def _holds_tensors(item: Any) -> bool:
 
 
 def _tensor_parts(tensor: torch.Tensor) -> Iterator[bytes]:
-    """What the tensor is, and the sum of its bits, in words, each times a weight of its place: exact in any order."""
+    """Dtype, shape and layout, and sums of the tensor's words, each times a weight of its place: exact in any order."""
     yield f"{tensor.dtype}{tuple(tensor.shape)}{tensor.layout}".encode()
     if tensor.is_nested:
         for part in tensor.unbind():
@@ -282,10 +282,10 @@ class BatchLoss:
 
     Attributes:
         function: ``function(model, batch)`` returns the mean loss over the batch, a tensor of shape ``()``. It must use
-            the model that it is handed.
+            the model that it is given.
         count: ``count(batch)`` returns how many samples (or tokens) the mean is over, the batch's weight in the mean
-            over all data: with ignored targets, the number of the others; with class weights, their sum. A batch of 0
-            is passed over. Default: the length of the first dimension that all the batch's tensors share.
+            over all data: with ignored targets, the number of the others; with class weights, their sum. A batch that
+            counts 0 is skipped. Default: the length of the first dimension that all the batch's tensors share.
     """
 
     function: Callable[[torch.nn.Module, Batch], torch.Tensor]
@@ -296,9 +296,9 @@ def pair_loss(loss: Callable[[Any, Any], torch.Tensor]) -> BatchLoss:
     """The usual case, ``loss(model(inputs), targets)``, as a :class:`BatchLoss`.
 
     Batches count by their samples, the inputs' first dimension. Torch's cross-entropy and negative log-likelihood, as
-    modules, functions or ``functools.partial`` of these, have means over the targets that are not ignored, by the class
-    weights; their batches count by just that. A loss that is not torch's is also called on the halves of the first
-    batches, whose mean its own must be.
+    modules, functions or ``functools.partial`` of these, average over the targets that are not ignored, with class
+    weights, and their batches count accordingly. Any other loss is also evaluated on the halves of the first batches:
+    over the whole batch it must be their mean.
 
     Raises:
         FlatnessError: ``loss`` has ``reduction="sum"``.
@@ -348,15 +348,15 @@ class _PairLoss:
         return samples
 
     def _check_mean(self, output: Any, targets: Any, value: Any) -> None:
-        """Refuse a sum; of several batches, also a loss that is not the mean of the losses of their samples."""
+        """Raise for a sum, and over several batches also for a loss that is not the mean over the samples."""
         self._halved += 1
         if self._not_mean is not None:
             raise FlatnessError(self._not_mean)
         if not all(isinstance(tensor, torch.Tensor) for tensor in (output, targets, value)):
             return
-        if output.ndim == 0 or targets.ndim == 0 or not 2 <= len(output) == len(targets):
-            return
         if value.shape != () or not value.is_floating_point():
+            return
+        if 0 in (output.ndim, targets.ndim) or not 2 <= len(output) == len(targets):
             return
         middle = len(output) // 2
         random = RandomState({output.device})
@@ -384,7 +384,7 @@ class _PairLoss:
                 f"the loss is a sum over the batch ({whole:g}, of its halves {first:g} and {second:g}): give the mean "
                 "over the batch, reduction='mean'"
             )
-        # One batch is right whatever the loss.
+        # A single batch is right whatever the loss.
         self._not_mean = (
             f"the loss of a batch is {whole:g}, which is not the mean of those of its halves, {first:g} and "
             f"{second:g}, so several batches cannot be weighted by their samples. Ignored targets, class weights, or a "

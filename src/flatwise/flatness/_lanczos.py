@@ -77,7 +77,8 @@ def lanczos(
             away than that), or as small as rounding lets it be: 100 units in the last place of the largest value.
         max_iter: apply the operator at most so often, at least ``k`` times, and ``k`` times more for the residuals.
             Default: 200.
-        basis_size: how many vectors to keep; default: the larger of 20 and ``2 k + 10``. More need fewer products.
+        basis_size: how many vectors to keep; default: the larger of 20 and ``2 k + 10``. A larger basis needs
+            fewer products.
         vectors: whether to return the eigenvectors. Default: ``False``.
     """
     options: dict[str, Any] = {"by": by, "tol": tol, "basis_size": basis_size, "vectors": vectors}

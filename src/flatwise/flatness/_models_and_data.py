@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from flatwise.flatness._data import Replay
-from flatwise.flatness.guard import FlatnessError, naming, untouched
+from flatwise.flatness.guard import FlatnessError, naming, trainable, untouched
 from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring_again
 
 Models: TypeAlias = nn.Module | Mapping[str, nn.Module]
@@ -134,15 +134,17 @@ class ModelsAndData:
         return step
 
     def check_same_parameters(self) -> None:
-        """Refuse models that cannot be moved along the same directions.
+        """Raise if the models cannot be moved along the same directions.
 
         Raises:
             FlatnessError: the parameters that require a gradient differ in name or shape.
         """
         first_name, *others = self.models
-        first = parameter_shapes(self.models[first_name])
-        for name in others:
-            shapes = parameter_shapes(self.models[name])
+        first, *rest = (
+            {name: tuple(parameter.shape) for name, parameter in trainable(model).items()}
+            for model in self.models.values()
+        )
+        for name, shapes in zip(others, rest, strict=True):
             if shapes == first:
                 continue
             differing = next(key for key in {**first, **shapes} if first.get(key) != shapes.get(key))
@@ -151,14 +153,3 @@ class ModelsAndData:
                 "models can be compared along the same directions only if their parameters that require a gradient "
                 f"have the same names and shapes: {differing!r} is {one} in {first_name!r} and {other} in {name!r}"
             )
-
-
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters that require a gradient, by name.
-
-    Raises:
-        FlatnessError: not a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise FlatnessError(f"a model must be a torch.nn.Module; got a {type(model).__name__}")
-    return {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}

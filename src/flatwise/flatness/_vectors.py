@@ -1,4 +1,4 @@
-"""Weights and directions as flat vectors, whatever form the user has them in."""
+"""Weights and directions as flat vectors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from flatwise.flatness.guard import FlatnessError
-from flatwise.flatness.objective import Objective
+from flatwise.flatness.guard import FlatnessError, naming, trainable
+from flatwise.flatness.objective import Objective, split
 
 Weights: TypeAlias = Mapping[str, torch.Tensor] | Iterable[torch.Tensor] | torch.Tensor
 Normalization: TypeAlias = Literal["unit", "filter"]
@@ -24,8 +24,8 @@ def own_weights(model: nn.Module) -> torch.Tensor:
 
     Float32 at least, on the first one's device: what :meth:`flatwise.flatness.Objective.vector` gives.
     """
-    trainable = _trainable(model)
-    return _joined(trainable, trainable)
+    own = trainable(model)
+    return _joined(own, own)
 
 
 def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tensor:
@@ -33,7 +33,7 @@ def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tenso
 
     Args:
         model: whose weights they could be.
-        weights: a state dict (its buffers, and what else it has, are passed over); tensors in the order of
+        weights: a state dict (buffers and other entries are ignored); tensors in the order of
             ``model.parameters()``, of all parameters or of those that require a gradient; or the flat vector, shape
             ``(size,)``.
         what: what they are, for messages.
@@ -42,19 +42,14 @@ def weights_vector(model: nn.Module, weights: Weights, what: str) -> torch.Tenso
         FlatnessError: names, numbers or shapes that do not fit the model; values that are not finite; or a frozen
             parameter that differs from the model's, since nothing here moves it.
     """
-    trainable = _trainable(model)
+    own = trainable(model)
     if isinstance(weights, torch.Tensor):
-        size = sum(p.numel() for p in trainable.values())
-        if weights.shape != (size,):
-            raise FlatnessError(
-                f"{what}: a vector of all parameters that require a gradient has shape ({size},) for this model; "
-                f"got {tuple(weights.shape)}"
-            )
-        vector = torch.empty_like(own_weights(model)).copy_(weights.detach())
+        with naming(what):
+            named = split(weights, {name: parameter.shape for name, parameter in own.items()})
     else:
-        named = _by_name(model, trainable, weights, what)
+        named = _by_name(model, own, weights, what)
         _check_fit(model, named, what)
-        vector = _joined({name: named[name] for name in trainable}, trainable)
+    vector = _joined({name: named[name] for name in own}, own)
     if not vector.isfinite().all():
         raise FlatnessError(f"{what} has values that are not finite")
     return vector
@@ -70,7 +65,7 @@ def unit(vector: torch.Tensor, what: str) -> torch.Tensor:
     """The vector over its norm.
 
     Raises:
-        FlatnessError: it is 0.
+        FlatnessError: the vector is 0.
     """
     length = norm(vector)
     if length == 0:
@@ -78,40 +73,32 @@ def unit(vector: torch.Tensor, what: str) -> torch.Tensor:
     return vector / length
 
 
-def _trainable(model: nn.Module) -> dict[str, torch.Tensor]:
-    if not isinstance(model, nn.Module):
-        raise FlatnessError(f"model must be a torch.nn.Module; got a {type(model).__name__}")
-    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to move")
-    return trainable
-
-
 def _by_name(
     model: nn.Module,
-    trainable: dict[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
     weights: Mapping[str, torch.Tensor] | Iterable[torch.Tensor],
     what: str,
 ) -> dict[str, torch.Tensor]:
+    every = [name for name, _ in model.named_parameters()]
     if isinstance(weights, Mapping):
-        for name in trainable:
+        for name in own:
             if name not in weights:
                 raise FlatnessError(
                     f"{what} has no {name!r}, a parameter of the model, but {list(weights)[:3]}: give "
                     "model.state_dict()"
                 )
-        return {name: weights[name] for name, _ in model.named_parameters() if name in weights}
+        return {name: weights[name] for name in every if name in weights}
     given = list(weights)
-    for names in (list(trainable), [name for name, _ in model.named_parameters()]):
+    for names in (list(own), every):
         if len(given) == len(names):
             return dict(zip(names, given, strict=True))
     raise FlatnessError(
-        f"{what} has {len(given)} tensors, but the model has {len(trainable)} parameters that require a gradient"
+        f"{what} has {len(given)} tensors, but the model has {len(own)} parameters that require a gradient"
     )
 
 
 def _check_fit(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> None:
-    """Refuse values that are no tensors of the model's shapes, or that differ from its frozen parameters."""
+    """Raise for values that are not tensors of the model's shapes, or that differ from its frozen parameters."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             if name in named and not torch.equal(named[name].detach().to(parameter), parameter.detach()):
@@ -127,7 +114,7 @@ def _check_fit(model: nn.Module, named: dict[str, torch.Tensor], what: str) -> N
             )
 
 
-def _joined(named: dict[str, torch.Tensor], like: dict[str, torch.Tensor]) -> torch.Tensor:
+def _joined(named: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The values as one vector, in the widest dtype of the model's parameters, ``like``, and on the first's device."""
     dtype = reduce(torch.promote_types, (parameter.dtype for parameter in like.values()), torch.float32)
     device = next(iter(like.values())).device
@@ -153,10 +140,10 @@ def random_directions(count: int, seed: int, normalize: Normalization, names: fr
         seed: of the draws.
         normalize: ``"unit"`` or ``"filter"``: see :func:`filter_normalized`, which scales them by each model's own
             filters.
-        names: the parameters to move; the others stay (and do not change the draws of these).
+        names: the parameters to move. The draws do not depend on this choice.
 
     Raises:
-        FlatnessError: ``normalize`` is neither; when it is used, also if nothing is left to move.
+        FlatnessError: unknown ``normalize``; when the directions are drawn, also if nothing is left to move.
     """
     if normalize not in ("unit", "filter"):
         raise FlatnessError(f"normalize must be 'unit' or 'filter'; got {normalize!r}")
@@ -191,7 +178,7 @@ def filter_normalized(objective: Objective, direction: torch.Tensor) -> torch.Te
         The scaled direction, of about the norm of the weights.
 
     Raises:
-        FlatnessError: every filter is 0, or there is none.
+        FlatnessError: no filter differs from 0.
     """
     scaled = torch.zeros_like(direction)
     own, given = objective.split(objective.vector()), objective.split(direction)

@@ -20,13 +20,13 @@ from torch import nn
 from typing_extensions import Unpack
 
 from flatwise.flatness._lanczos import By, Eigenvalues, lanczos
-from flatwise.flatness.guard import FlatnessError, checked_count
-from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring
+from flatwise.flatness.guard import FlatnessError, checked_count, trainable
+from flatwise.flatness.objective import Loss, Objective, Options, Progress, measuring, split
 
 # Vectors of a block together have at most so many elements (64 MiB in float32), and a block has at most 16 vectors.
 BLOCK_ELEMENTS = 1 << 24
 BLOCK_VECTORS = 16
-# Fewer probes than this say too little about their own spread to stop by it.
+# No early stop before so many probes: the spread of fewer is too uncertain.
 FEWEST = 10
 
 Products: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -132,7 +132,7 @@ def top_eigenvalues(
         seed: of the vector to start from.
         vectors: whether to return the eigenvectors. Default: ``False``.
         basis_size: how many vectors of the model's size to keep in memory; default: the larger of 20 and ``2 k + 10``.
-            More need fewer products.
+            A larger basis needs fewer products.
         progress: called after each product as ``progress(products so far, max_iter)``.
         **options: ``max_batches``, ``mode`` and ``dtype``, as for :func:`flatwise.flatness.measuring`.
 
@@ -226,12 +226,7 @@ def by_parameter(model: nn.Module, vector: torch.Tensor) -> dict[str, torch.Tens
     Raises:
         FlatnessError: the vector has another length.
     """
-    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
-    lengths = [math.prod(shape) for shape in shapes.values()]
-    if vector.shape != (sum(lengths),):
-        raise FlatnessError(f"the vector must have shape ({sum(lengths)},) for this model; got {tuple(vector.shape)}")
-    parts = torch.split(vector, lengths)
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return split(vector, {name: parameter.shape for name, parameter in trainable(model).items()})
 
 
 @contextmanager

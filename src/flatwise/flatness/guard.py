@@ -23,10 +23,12 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatwise.exceptions import FlatwiseError
+
 Mode = Literal["eval", "train", "keep"]
 
 
-class FlatnessError(ValueError):
+class FlatnessError(FlatwiseError, ValueError):
     """A model, a loss or data that cannot be measured as asked. The message is one line."""
 
 
@@ -69,12 +71,12 @@ def untouched(
 
     In the block, ``model.named_parameters()`` and ``model.named_buffers()`` give copies. Afterwards, also after an
     exception or Ctrl-C, the model has its own tensor objects again, with the bits, the ``.grad`` (the same object, or
-    ``None``) and the ``requires_grad`` that they had; every attribute of every submodule is bound to what it was bound
-    to (``training``, caches that ``forward`` made); and the random states of torch (CPU, and the devices that the model
+    ``None``) and the ``requires_grad`` that they had; every attribute of every submodule is the object that it was
+    (``training``, caches that ``forward`` made); and the random states of torch (CPU, and the devices that the model
     is on), Python, numpy and ``data`` are those from before the block.
 
-    Not undone: what ``forward`` changes *inside* an attribute that is no tensor, such as a list that it appends to, and
-    what it does to anything outside the model.
+    Two things are not undone: changes *inside* an attribute that is not a tensor, such as a list that ``forward``
+    appends to, and changes outside the model.
 
     Args:
         model: any module. Tied parameters stay tied.
@@ -87,7 +89,7 @@ def untouched(
 
     Raises:
         FlatnessError: ``model`` is not a module, has parameters that are not materialised, is compiled by
-            ``torch.jit``, or ``mode`` is none of the three.
+            ``torch.jit``, or ``mode`` is unknown.
     """
     _check(model, mode)
     modules = list(model.modules())
@@ -113,6 +115,20 @@ def untouched(
             for name in target.keys() - own.keys():
                 del target[name]
         random_state.restore()
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that require a gradient, by name, in the order of ``model.named_parameters()``.
+
+    Raises:
+        FlatnessError: not a module, or nothing requires a gradient.
+    """
+    if not isinstance(model, nn.Module):
+        raise FlatnessError(f"model must be a torch.nn.Module; got a {type(model).__name__}")
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to measure")
+    return parameters
 
 
 def _check(model: nn.Module, mode: Mode) -> None:
@@ -175,7 +191,7 @@ class RandomState:
 
 
 def _generators(data: object) -> list[torch.Generator]:
-    """The generators of a data loader and its samplers: a shuffling loader that was given one moves it, not torch's."""
+    """The generators of a data loader and its samplers: a shuffling loader draws from its own, if it has one."""
     batch_sampler = getattr(data, "batch_sampler", None)
     holders = [data, getattr(data, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
     found = [getattr(holder, "generator", None) for holder in holders]
@@ -184,7 +200,7 @@ def _generators(data: object) -> list[torch.Generator]:
 
 @contextmanager
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
-    """Have torch choose, within the block, only kernels that have a second derivative. Its settings come back.
+    """For a ``with`` block, let torch choose only kernels that have a second derivative.
 
     * Scaled dot-product attention: the flash and memory-efficient kernels have none (on the CPU too); the "math" one
       has. It holds the attention matrix, so long sequences need more memory than in training.
@@ -195,7 +211,7 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if any(isinstance(m, nn.RNNBase) and any(p.is_cuda for p in m.parameters()) for m in model.modules()):
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        if "torch._dynamo" in sys.modules:  # not imported, nothing can be compiled; and importing it takes seconds
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -205,8 +221,8 @@ class Autocast:
     """Where autocast is on, and with which dtype.
 
     The user's code (model, loss, data) runs under the autocast that is on around a measurement. The measurement's own
-    arithmetic does not: a projection or a residual in bfloat16 has three digits. The weight cache is off in both, since
-    it does not notice that weights are placed in place: the loss would be that of the weights before.
+    arithmetic does not: a projection or a residual in bfloat16 has three digits. The weight cache is off in both,
+    because it does not notice weights that change in place: the loss would be that of the old weights.
 
     Attributes:
         dtypes: device types on which autocast is on, each with its dtype.
@@ -216,16 +232,16 @@ class Autocast:
 
     @classmethod
     def capture(cls, device_types: Iterable[str]) -> Autocast:
-        """The present state, for these types of devices."""
+        """The current state, for these types of devices."""
         on = [kind for kind in sorted(set(device_types)) if _is_on(kind)]
         return cls(tuple((kind, torch.get_autocast_dtype(kind)) for kind in on))
 
     def on(self) -> AbstractContextManager[None]:
-        """The state again, for a ``with`` block, without the cache."""
+        """Switch autocast on as it was, for a ``with`` block, without the cache."""
         return self._switched(True)
 
     def off(self) -> AbstractContextManager[None]:
-        """No autocast for a ``with`` block, on the devices where this state has it."""
+        """Switch autocast off for a ``with`` block, on the devices where it was on."""
         return self._switched(False)
 
     @contextmanager

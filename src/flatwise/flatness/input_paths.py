@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from flatwise.flatness._data import Batch, Batches, BatchLoss, pair_loss
 from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows
-from flatwise.flatness.guard import FlatnessError, RandomState, checked_count, naming
+from flatwise.flatness.guard import Autocast, FlatnessError, RandomState, checked_count, naming
 from flatwise.flatness.objective import Loss, Objective
 from flatwise.flatness.paths import LossCurve, LossCurves, checked_distances
 
@@ -292,7 +292,7 @@ def _inputs(validation: Any, compared: ModelsAndData) -> torch.Tensor:
     try:
         with torch.inference_mode(False):
             limit, dtype = compared.options.get("max_batches"), compared.options.get("dtype")
-            for number, batch in Batches(validation, limit, torch.device("cpu"), dtype, random):
+            for number, batch in Batches(validation, limit, torch.device("cpu"), dtype, random).read(Autocast()):
                 with naming(f"validation batch {number}"):
                     parts.append(_first_tensor(batch).detach())
                     shape, first = tuple(parts[-1].shape[1:]), tuple(parts[0].shape[1:])

@@ -7,7 +7,7 @@ batches and reports bad input in the same way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import reduce
 from typing import Any, TypeAlias, TypedDict
@@ -24,6 +24,7 @@ from flatwise.flatness.guard import (
     RandomState,
     naming,
     reporting,
+    trainable,
     twice_differentiable,
     untouched,
 )
@@ -101,8 +102,10 @@ def measuring_again(
         stack.enter_context(untouched(model, mode=mode, dtype=dtype, data=data))
         if isinstance(loss, nn.Module):
             stack.enter_context(untouched(loss, mode=mode, dtype=dtype))
-        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        _check(parameters)
+        parameters = trainable(model)
+        for name, parameter in parameters.items():
+            if not parameter.is_floating_point():
+                raise FlatnessError(f"parameter {name!r} is {parameter.dtype}: only real parameters can be measured")
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(twice_differentiable(model))
@@ -123,18 +126,18 @@ class Objective:
     once); all others are constants. Methods take ``weights``, such a vector, and measure there; without it they measure
     at the model's own weights. The dropout masks are the same at every call.
 
-    Every method raises :class:`FlatnessError` for data that are empty, that fail, or that differ from pass to pass, for
-    a batch that the model or the loss refuses, for a loss that is no scalar or does not depend on the parameters, and
-    for a vector of the wrong length. A loss or derivative that is not finite is an error at the model's own weights; at
-    other weights it is an outcome, and is returned.
+    Every method raises :class:`FlatnessError` for data that are empty, that fail, or that differ from pass to pass; if
+    the model or the loss raises; for a loss that is not a scalar or does not depend on the parameters; and for a vector
+    of the wrong length. A loss or derivative that is not finite is an error at the model's own weights, and is returned
+    at others.
 
     Attributes:
         size: length of the vector.
         device: where vectors are: the device of the first parameter.
         dtype: the vectors' dtype: the parameters' widest, and float32 at least.
         shapes: by name, the shape of each parameter in the vector, in its order.
-        samples: how many samples a pass over the data has, or of what else the batches count: the sum of their counts;
-            ``None`` before the first pass is finished.
+        samples: the sum of the batches' counts over a pass, usually the number of samples; ``None`` before the first
+            pass is finished.
     """
 
     def __init__(
@@ -173,12 +176,7 @@ class Objective:
 
     def split(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         """A vector of shape ``(size,)`` as views by parameter name, in the parameters' shapes."""
-        if vector.shape != (self.size,):
-            raise FlatnessError(
-                f"the vector of all parameters that require a gradient has shape ({self.size},), not {(*vector.shape,)}"
-            )
-        parts = torch.split(vector, [math.prod(shape) for shape in self.shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        return split(vector, self.shapes)
 
     def loss(self, weights: torch.Tensor | None = None) -> float:
         """The mean loss, summed in float64.
@@ -255,7 +253,7 @@ class Objective:
         self._place(weights)
         torch.clear_autocast_cache()  # a cast that is kept would be of the weights before
         total, samples, sums = 0.0, 0.0, self._zeros(rows)
-        for number, batch in self._read():
+        for number, batch in self._batches.read(self._acting):
             with naming(f"batch {number}"):
                 count = self._count(batch)
                 if count == 0:
@@ -268,29 +266,20 @@ class Objective:
                     raise FlatnessError(f"the loss is {batch_loss} at the model's own weights")
                 total += batch_loss * count
                 samples += count
-                # The number of all samples is known from the second pass on: then no division is left to do.
+                # From the second pass on, the number of all samples is known: no division is left for the end.
                 weight = count if self.samples is None else count / self.samples
                 for row, parts in zip(sums, derive(value), strict=True):
                     self._add(row, parts, weight)
         if self.samples is None and samples:
             sums /= samples
         self._check_pass(samples, total, own=own)
-        # The sum is finite if all are, mostly, and takes a tenth of the time.
+        # Almost always the sum is finite if all values are, and checking it takes a tenth of the time.
         if own and rows and not sums.sum().isfinite() and not sums.isfinite().all():
             raise FlatnessError(
                 f"the loss is finite ({total / samples:g}) but a derivative of it is not: look for a square root, a "
                 "norm or a logarithm of 0, or try dtype=torch.float64"
             )
         return total / samples, sums
-
-    def _read(self) -> Iterator[tuple[int, Batch]]:
-        batches = iter(self._batches)
-        while True:
-            with self._acting.on():
-                found = next(batches, None)
-            if found is None:
-                return
-            yield found
 
     def _place(self, weights: torch.Tensor | None) -> None:
         """Have the stand-ins hold the given weights, or the model's own."""
@@ -356,7 +345,7 @@ class Objective:
             yield list(product)
 
     def _check_source(self, value: torch.Tensor) -> None:
-        """Refuse a loss that holds the model's own parameters: it gets around the stand-ins, and part of it is lost."""
+        """Raise if the loss uses the model's own parameters: it bypasses the stand-ins, and part of it is lost."""
         own = {id(original) for original in self._originals}
         for node in _nodes([value]):
             if id(getattr(node, "variable", None)) in own:
@@ -374,7 +363,7 @@ class Objective:
                 view.add_(part.detach().to(view), alpha=weight)
 
     def _check_pass(self, samples: float, total: float, *, own: bool) -> None:
-        """What a finished pass must have been: not empty, and the same as the last one."""
+        """Raise if a finished pass was empty, or differed from an earlier one."""
         if not self._batches.replay.batches:
             raise FlatnessError("the data are empty: the loader gave no batch")
         if samples == 0:
@@ -400,6 +389,22 @@ class Objective:
             )
 
 
+def split(vector: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """A vector over the parameters that require a gradient as views by name.
+
+    Raises:
+        FlatnessError: its length is not that of the parameters.
+    """
+    lengths = [math.prod(shape) for shape in shapes.values()]
+    if vector.shape != (sum(lengths),):
+        raise FlatnessError(
+            f"a vector of all parameters that require a gradient has shape ({sum(lengths)},) for this model; "
+            f"got {tuple(vector.shape)}"
+        )
+    parts = torch.split(vector, lengths)
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
 def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
     """All nodes of the tensors' graphs, each once."""
     stack = [tensor.grad_fn for tensor in tensors if tensor is not None]
@@ -413,10 +418,10 @@ def _nodes(tensors: Iterable[torch.Tensor | None]) -> Iterator[Node]:
 
 
 def _check_twice(gradient: Parts) -> None:
-    """Refuse a custom function that is ``once_differentiable``: torch raises only if nothing else is differentiated.
+    """Raise if a custom function is ``once_differentiable``: torch raises only if nothing else is differentiated.
 
-    Its error hangs on a leaf of its own, which a derivative by the parameters never reaches: the part of the Hessian
-    that goes through the function would silently be 0.
+    Torch's error node has a leaf of its own, which a derivative by the parameters never reaches: the part of the
+    Hessian that goes through the function would silently be 0.
     """
     for node in _nodes(gradient):
         if node.name() == "torch::autograd::Error":
@@ -424,11 +429,3 @@ def _check_twice(gradient: Parts) -> None:
                 "the loss cannot be differentiated twice: it goes through a torch.autograd.Function "
                 "that is marked once_differentiable"
             )
-
-
-def _check(parameters: dict[str, nn.Parameter]) -> None:
-    if not parameters:
-        raise FlatnessError("the model has no parameter that requires a gradient: there is nothing to differentiate by")
-    for name, parameter in parameters.items():
-        if not parameter.is_floating_point():
-            raise FlatnessError(f"parameter {name!r} is {parameter.dtype}: only real parameters can be measured")

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows, parameter_shapes
+from flatwise.flatness._models_and_data import Models, ModelsAndData, PathOptions, Rows
 from flatwise.flatness._vectors import (
     Directions,
     Normalization,
@@ -39,7 +39,7 @@ from flatwise.flatness._vectors import (
     unit,
     weights_vector,
 )
-from flatwise.flatness.guard import FlatnessError, checked_count
+from flatwise.flatness.guard import FlatnessError, checked_count, trainable
 from flatwise.flatness.objective import Loss, Objective
 
 
@@ -350,7 +350,7 @@ def _by_model(compared: ModelsAndData, weights: Any, what: str) -> Mapping[str, 
     """
     if not isinstance(weights, Mapping):
         return None
-    parameters = {name for model in compared.models.values() for name in parameter_shapes(model)}
+    parameters = {name for model in compared.models.values() for name in trainable(model)}
     if set(weights) & parameters or not set(weights) & set(compared.models):
         return None  # a state dict, or meant to be one
     for name in compared.models:

@@ -1,4 +1,4 @@
-"""Losses along lines and over planes as pictures, on matplotlib axes that the caller made."""
+"""Plots of losses along lines and over planes, on matplotlib axes of the caller."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def plot_loss_curves(
 ) -> None:
     """Loss against distance: the mean over the directions bold, each direction thin and transparent.
 
-    A colour for each model, a line style for each data set; what is on the axes already keeps its colours. Where a loss
-    is not finite the line has a gap. The other end of a path is a vertical line.
+    Each model has a colour that no line on the axes has yet, each data set a line style. Where a loss is not finite the
+    line has a gap. The other end of a path is a vertical line.
 
     Args:
         axes: where to draw.
         curves: what was measured.
         xlabel: text of the x axis. Default: ``"distance"``.
         log: whether the y axis is logarithmic. Default: ``False``.
-        label: what the legend calls these curves, in place of the model's name, or before it if there are several
+        label: name of these curves in the legend, in place of the model's name, or before it if there are several
             models; default: the names alone.
     """
     order = np.argsort(curves.distances)
@@ -65,7 +65,7 @@ def plot_paired_losses(
     """One model's loss against another's, a point per direction (the paper's Figure 4), and the diagonal.
 
     Points above the diagonal are directions in which the model on the x axis has the smaller loss. A direction in which
-    a loss is not finite has no point; how many there are is said in the corner.
+    a loss is not finite has no point; the corner says how many these are.
 
     Args:
         axes: where to draw.

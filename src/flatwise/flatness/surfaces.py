@@ -111,7 +111,7 @@ def loss_surface(
     up = symmetric(1.0, 5) if ys is None else checked_distances(ys, "ys")
     if not isinstance(directions, str) or directions == "eigenvectors":
         if normalize != "filter" or parameters != "all":
-            raise FlatnessError("normalize and parameters are about random directions: leave them out with others")
+            raise FlatnessError("normalize and parameters apply only to random directions: leave them out with others")
         vectors = _top_two(compared, seed) if isinstance(directions, str) else _given(compared.first, directions)
         along = given_directions(vectors)
     elif directions == "random":
@@ -325,7 +325,7 @@ def average_slope(
         rays, count = dict.fromkeys(compared.models, random_directions(directions, seed, "unit", names)), directions
     else:
         if parameters != "all":
-            raise FlatnessError("parameters chooses what random directions move: leave it out where towards is given")
+            raise FlatnessError("parameters applies only to random directions: leave it out where towards is given")
         routes, _ = unit_differences(compared, towards, None)
         rays, count = {name: given_directions([direction]) for name, (direction, _) in routes.items()}, 1
         reach = max(reach, *(distance for _, distance in routes.values()))
@@ -353,8 +353,8 @@ def _along(objective: Objective, own: torch.Tensor, ray: torch.Tensor) -> Callab
 def _crossing(loss_at: Callable[[float], float], level: float, limit: float, tol: float, max_iter: int) -> float:
     """A distance in (0, limit] at which the loss reaches the level from below; NaN if none is found.
 
-    A loss that is infinite or NaN counts as above the level while searching, but is no crossing: where the loss is
-    finite below the level and not finite beyond, the level is not reached.
+    An infinite or NaN loss counts as above the level during the search, but is not a crossing: if the loss is below
+    the level wherever it is finite, the level is not reached.
     """
     low, high = 0.0, limit / 64  # six doublings reach the limit, exactly
     value = loss_at(high)

@@ -65,10 +65,9 @@ class SGD(Fused, torch.optim.SGD):
         self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
 
     def _update(self, group: dict[str, Any]) -> Update:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        momenta: list[Tensor | None] = []
-        self._init_group(group, params, grads, momenta)  # type: ignore[no-untyped-call]
+        lists: list[list[Any]] = [[] for _ in range(3)]
+        self._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        params, grads, momenta = lists
         states = (momenta,) if group["momentum"] != 0 else ()
         return Update(params, grads, states, [], "momentum_buffer", *self._settings(group))
 
@@ -85,19 +84,15 @@ class _Adam(Fused):
     _torch_step = unhooked(torch.optim.Adam.step)
 
     def _update(self, group: dict[str, Any]) -> Update:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        averages: list[Tensor] = []
-        squares: list[Tensor] = []
-        peaks: list[Tensor] = []
-        counters: list[Tensor] = []
-        self._init_group(group, params, grads, averages, squares, peaks, counters)  # type: ignore[attr-defined]
+        lists: list[list[Any]] = [[] for _ in range(6)]
+        self._init_group(group, *lists)  # type: ignore[attr-defined]
+        params, grads, averages, squares, peaks, counters = lists
         states = (averages, squares, peaks) if group["amsgrad"] else (averages, squares)
         return Update(params, grads, states, counters, "exp_avg", *self._settings(group))
 
     def _settings(self, group: dict[str, Any]) -> Settings:
         decay = group["weight_decay"]
-        options = (group["amsgrad"], decay != 0, group.get("decoupled_weight_decay", False), group["maximize"])
+        options = (group["amsgrad"], decay != 0, group["decoupled_weight_decay"], group["maximize"])
         return options, (group["lr"], *group["betas"], group["eps"], decay)
 
 
@@ -136,8 +131,6 @@ class Adam(_Adam, torch.optim.Adam):
         steps_per_epoch: int | None = None,
         epochs: int | None = None,
     ) -> None:
-        # torch 2.6's Adam does not know decoupled weight decay: it is only mentioned where it is asked for.
-        asked = {"decoupled_weight_decay": True} if decoupled_weight_decay else {}
         super().__init__(
             params,
             lr,
@@ -150,7 +143,7 @@ class Adam(_Adam, torch.optim.Adam):
             capturable=capturable,
             differentiable=differentiable,
             fused=fused,
-            **asked,
+            decoupled_weight_decay=decoupled_weight_decay,
         )
         self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
 
@@ -170,8 +163,6 @@ class AdamW(_Adam, torch.optim.AdamW):
     Raises:
         ValueError: as ``torch.optim.AdamW`` and :func:`flatwise.perturb`; a seed without a perturbation.
     """
-
-    _torch_step = unhooked(torch.optim.AdamW.step)
 
     def __init__(
         self,
@@ -207,10 +198,6 @@ class AdamW(_Adam, torch.optim.AdamW):
             fused=fused,
         )
         self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
-
-    def _settings(self, group: dict[str, Any]) -> Settings:
-        (amsgrad, decays, _, ascends), numbers = super()._settings(group)
-        return (amsgrad, decays, True, ascends), numbers  # older torch does not keep it in the group
 
 
 class RMSprop(Fused, torch.optim.RMSprop):
@@ -265,13 +252,9 @@ class RMSprop(Fused, torch.optim.RMSprop):
         self._attach(perturbation, seed, stream, steps_per_epoch, epochs)
 
     def _update(self, group: dict[str, Any]) -> Update:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        squares: list[Tensor] = []
-        momenta: list[Tensor] = []
-        averages: list[Tensor] = []
-        counters: list[Tensor] = []
-        self._init_group(group, params, grads, squares, momenta, averages, counters)  # type: ignore[no-untyped-call]
+        lists: list[list[Any]] = [[] for _ in range(6)]
+        self._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        params, grads, squares, momenta, averages, counters = lists
         return Update(params, grads, (squares, momenta, averages), counters, "square_avg", *self._settings(group))
 
     def _settings(self, group: dict[str, Any]) -> Settings:

@@ -10,15 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from flatwise.flatness.curvature import gradient_norm, top_eigenvalues, trace
+from flatwise.flatness import gradient_norm, random_weight_paths, top_eigenvalues, trace
+from flatwise.flatness.guard import checked_count
 from flatwise.flatness.objective import Loss
-from flatwise.flatness.paths import random_weight_paths
 from flatwise.study.store import FlatnessRecord, Record
 
 # A trace with a wider 95 % interval, as a share of it, counts as not converged.
 TRACE_ERROR = 0.1
-# Told what is measured, how far it is and how far it can go.
-Told = Callable[[str, int, int], None]
+OnMeasure = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,7 @@ class FlatnessSettings:
         # Two probes are the fewest that have a spread.
         least["max_iter"] = max(2, self.eigenvalues) if isinstance(self.eigenvalues, int) else 2
         for name, lowest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise ValueError(f"flatness: {name} must be a whole number, {lowest} or more; got {value!r}")
+            checked_count(f"flatness: {name}", getattr(self, name), lowest)
         try:
             radii = tuple(float(radius) for radius in self.radii)
         except (TypeError, ValueError):
@@ -64,10 +61,19 @@ class FlatnessSettings:
         return {**asdict(self), "radii": list(self.radii)}
 
 
+Measured = Iterator[tuple[str, float, bool]]  # name, value, whether it converged
+
+
 def measure_flatness(
-    model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, *, seed: int, told: Told
+    model: nn.Module,
+    loss: Loss,
+    data: Any,
+    settings: FlatnessSettings,
+    *,
+    seed: int,
+    on_measure: OnMeasure = lambda what, done, of: None,
 ) -> FlatnessRecord:
-    """Measures a model, which comes back as it was, bit for bit, as do the random states.
+    """Measure a model, which comes back as it was, bit for bit, as do the random states.
 
     What fails is recorded with its reason, and the rest is measured all the same: a measurement must never decide
     whether a trial failed.
@@ -77,16 +83,76 @@ def measure_flatness(
         settings: what to measure.
         seed: of the random directions, the probes and the eigenvalues' start. Models that are measured with one seed
             are measured along the same directions.
-        told: told of the progress.
+        on_measure: is called with what is measured, how far it is and how far it can go. Default: none.
     """
+
+    def gradient() -> Measured:
+        on_measure("gradient norm", 0, 1)
+        yield "gradient_norm", gradient_norm(model, loss, data, max_batches=settings.max_batches), True
+
+    def eigenvalues() -> Measured:
+        found = top_eigenvalues(
+            model,
+            loss,
+            data,
+            settings.eigenvalues,
+            tol=1e-2,  # residuals of 1 %: the eigenvalues' errors are mostly far below
+            max_iter=settings.max_iter,
+            seed=seed,
+            max_batches=settings.max_batches,
+            progress=lambda done, of: on_measure("eigenvalues", done, of),
+        )
+        for number, (value, residual) in enumerate(zip(found.values, found.residuals, strict=True), start=1):
+            # The largest is itself; whether another is the next one is known once all are.
+            converged = residual <= 1e-2 * abs(value) and (number == 1 or found.converged)
+            yield eigenvalue_key(number), value, converged
+
+    def trace_and_error() -> Measured:
+        estimate = trace(
+            model,
+            loss,
+            data,
+            tol=0,  # the same number of probes for every arm; stopping early would also shorten the error bar
+            max_probes=settings.max_iter,
+            seed=seed,
+            max_batches=settings.max_batches,
+            progress=lambda done, of: on_measure("trace", done, of),
+        )
+        yield "trace", estimate.value, estimate.error <= TRACE_ERROR * abs(estimate.value)
+        yield "trace_error", estimate.error, True
+
+    def perturbations() -> Measured:
+        """The mean increase of the loss at every radius, over random directions and both ways along each."""
+        curve = random_weight_paths(
+            model,
+            loss,
+            data,
+            normalize="filter",
+            directions=settings.directions,
+            distances=[sign * radius for radius in settings.radii for sign in (1, -1)],
+            seed=seed,
+            max_batches=settings.max_batches,
+            progress=lambda done, of: on_measure("weight perturbation", done, of),
+        ).curve()
+        yield "loss", curve.center, True
+        for index, radius in enumerate(settings.radii):
+            yield increase_key(radius), (curve.mean[2 * index] + curve.mean[2 * index + 1]) / 2 - curve.center, True
+
+    # Each measurement with the names of its values. One that fails does not stop the next.
+    measurements: list[tuple[Callable[[], Measured], list[str]]] = [
+        (gradient, ["gradient_norm"]),
+        (eigenvalues, [eigenvalue_key(number + 1) for number in range(settings.eigenvalues)]),
+        (trace_and_error, ["trace", "trace_error"]),
+        (perturbations, ["loss", *map(increase_key, settings.radii)]),
+    ]
     start = time.perf_counter()
     values: dict[str, float] = {}
     missing: dict[str, str] = {}
     unconverged: list[str] = []
-    for measure, names in _measures(settings):
+    for measure, names in measurements:
         reason = "not measured"
         try:
-            for name, value, converged in measure(model, loss, data, settings, seed, told):
+            for name, value, converged in measure():
                 if not math.isfinite(value):
                     missing[name] = f"it is {value}"
                     continue
@@ -97,77 +163,6 @@ def measure_flatness(
             reason = f"{type(error).__name__}: {error}"
         missing |= {name: reason for name in names if name not in values and name not in missing}
     return FlatnessRecord(settings.to_dict(), values, missing, tuple(unconverged), seconds=time.perf_counter() - start)
-
-
-Measured = Iterator[tuple[str, float, bool]]
-Measure = Callable[[nn.Module, Loss, Any, FlatnessSettings, int, Told], Measured]
-
-
-def _measures(settings: FlatnessSettings) -> Iterator[tuple[Measure, list[str]]]:
-    """Each measurement with the names of the values that it gives. One that fails does not stop the next."""
-    yield _gradient, ["gradient_norm"]
-    yield _eigenvalues, [eigenvalue_key(number + 1) for number in range(settings.eigenvalues)]
-    yield _trace, ["trace", "trace_error"]
-    yield _perturbation, ["loss", *map(increase_key, settings.radii)]
-
-
-def _gradient(model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, seed: int, told: Told) -> Measured:
-    told("gradient norm", 0, 1)
-    yield "gradient_norm", gradient_norm(model, loss, data, max_batches=settings.max_batches), True
-
-
-def _eigenvalues(
-    model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, seed: int, told: Told
-) -> Measured:
-    found = top_eigenvalues(
-        model,
-        loss,
-        data,
-        settings.eigenvalues,
-        tol=1e-2,  # residuals of 1 %: the eigenvalues' errors are mostly far below
-        max_iter=settings.max_iter,
-        seed=seed,
-        max_batches=settings.max_batches,
-        progress=lambda done, of: told("eigenvalues", done, of),
-    )
-    for number, (value, residual) in enumerate(zip(found.values, found.residuals, strict=True), start=1):
-        # The largest is itself; whether another is the next one is known once all are.
-        yield eigenvalue_key(number), value, residual <= 1e-2 * abs(value) and (number == 1 or found.converged)
-
-
-def _trace(model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, seed: int, told: Told) -> Measured:
-    estimate = trace(
-        model,
-        loss,
-        data,
-        tol=0,  # the same number of probes for every arm; stopping early would also shorten the error bar
-        max_probes=settings.max_iter,
-        seed=seed,
-        max_batches=settings.max_batches,
-        progress=lambda done, of: told("trace", done, of),
-    )
-    yield "trace", estimate.value, estimate.error <= TRACE_ERROR * abs(estimate.value)
-    yield "trace_error", estimate.error, True
-
-
-def _perturbation(
-    model: nn.Module, loss: Loss, data: Any, settings: FlatnessSettings, seed: int, told: Told
-) -> Measured:
-    """The mean increase of the loss at every radius, over random directions and both ways along each."""
-    curve = random_weight_paths(
-        model,
-        loss,
-        data,
-        normalize="filter",
-        directions=settings.directions,
-        distances=[sign * radius for radius in settings.radii for sign in (1, -1)],
-        seed=seed,
-        max_batches=settings.max_batches,
-        progress=lambda done, of: told("weight perturbation", done, of),
-    ).curve()
-    yield "loss", curve.center, True
-    for index, radius in enumerate(settings.radii):
-        yield increase_key(radius), (curve.mean[2 * index] + curve.mean[2 * index + 1]) / 2 - curve.center, True
 
 
 def eigenvalue_key(number: int) -> str:

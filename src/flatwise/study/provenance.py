@@ -52,7 +52,7 @@ _VECTOR_INSTRUCTIONS = re.compile(r"sse|ssse|avx|fma|f16c|amx|neon|asimd|sve|sme
 
 
 def kind_of_machine(of_record: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """The part of an environment that results may depend on to the bit; ``None`` in records of older versions."""
+    """The part of an environment that results may depend on to the bit; ``None`` where it is not known."""
     there = of_record or {}
     return {name: there[name] for name in _KIND if name in there} if "cpu_capability" in there else None
 

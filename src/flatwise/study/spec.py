@@ -218,13 +218,17 @@ class _Table(BaseModel):
 
 
 class PaperSpec(_Table):
-    """Which rows of the papers' tables something replicates.
+    """Which printed results a study, a cell or an arm is compared with: notes for a plugin, which flatwise only keeps.
+
+    A plugin that knows published tables, such as flatwise-papers, reads them. Each field names the value in a column
+    of its tables; ``None`` is any value. What a cell sets counts before the study's, and what an arm sets before both.
 
     Attributes:
-        paper: ``"leap"``, ``"lr-dropout"``, ``"random-noise-lr"``, ``"ralr"`` or ``"peak-lr"``.
-        table: the table as the paper numbers it, such as ``"3"`` or ``"I"``.
-        dataset, model, optimizer, schedule: what the row says in these columns; default: any.
-        arm, settings, baseline: for an arm: its name and settings in the paper's table, and its name for vanilla.
+        paper, table: the paper, and its table as the paper numbers it, such as ``"3"`` or ``"I"``.
+        dataset, model, optimizer, schedule: the cell, in the paper's spelling.
+        arm: the paper's name for the arm; an arm without it is compared with nothing.
+        settings: the arm's settings, as in ``"alpha=8;beta=0.6"``.
+        baseline: the paper's name for vanilla.
     """
 
     paper: str | None = None

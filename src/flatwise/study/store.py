@@ -55,7 +55,7 @@ class Record:
         epochs: one mapping per reported epoch, in order: the training function's own metrics and flatwise's
             ``scheduled_lr``, ``effective_lr`` (first parameter group, at the epoch's last step) and ``seconds``.
         error: the message of a failed trial, else ``None``.
-        traceback: where it was raised; ``None`` where nothing was, and in records of older versions.
+        traceback: where it was raised; ``None`` where nothing was.
         versions: the versions that the trial ran under, such as ``{"torch": "2.13.0"}``.
         flatness: how flat the final model is; ``None`` where it was not asked for or the training did not get so far.
         spec: all that identifies the trial but for the versions, as plain data; see :class:`TrialSpec`.
@@ -63,8 +63,6 @@ class Record:
         seconds: what it took, evaluation included, loading the data excluded.
         memory: peak bytes by kind: ``"resident"``, ``"gpu"``.
         environment: what it ran on, such as ``{"platform": ..., "commit": ...}``.
-
-    Those from ``spec`` on are ``None`` in records of older versions.
     """
 
     key: str
@@ -109,7 +107,7 @@ class Record:
 
     @property
     def ended(self) -> datetime | None:
-        """When the trial ended, UTC; ``None`` in records of older versions."""
+        """When the trial ended, UTC; ``None`` of a trial whose worker died."""
         if self.started is None or self.seconds is None:
             return None
         return datetime.fromisoformat(self.started).astimezone(timezone.utc) + timedelta(seconds=self.seconds)
@@ -264,24 +262,19 @@ class Store:
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         """Make the tables of a new file; check those of another."""
-        if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() != (0,):
-            return self._check(connection)
-        if connection.execute("PRAGMA user_version").fetchone() != (0,):
-            return self._check(connection)
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables != (0,) or connection.execute("PRAGMA user_version").fetchone() != (0,):
+            self._check(connection)
+            return
         connection.execute("PRAGMA journal_mode = WAL")
         with connection:
             connection.execute("BEGIN IMMEDIATE")  # else Python begins no transaction, and a kill leaves half of it
             for statement in _TABLES:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        return None
 
     def __contains__(self, key: str) -> bool:
         return self._read("SELECT 1 FROM trials WHERE key = ?", key) is not None
-
-    def __len__(self) -> int:
-        row = self._read("SELECT count(*) FROM trials")
-        return 0 if row is None else int(row[0])
 
     def keys(self) -> set[str]:
         """The keys of all trials.

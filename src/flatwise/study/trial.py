@@ -21,7 +21,7 @@ from flatwise.flatness.objective import Loss
 from flatwise.lr_scheduler import GaussianPeakLR, LaplacianPeakLR
 from flatwise.perturbation import Perturbation
 from flatwise.study.arms import Arm, Peak
-from flatwise.study.flatness import FlatnessSettings, Told, measure_flatness
+from flatwise.study.flatness import FlatnessSettings, OnMeasure, measure_flatness
 from flatwise.study.hints import did_you_mean
 from flatwise.study.store import OWN_COLUMNS, FlatnessRecord
 
@@ -71,7 +71,7 @@ class Trial:
         *,
         metric: str | None = None,
         flatness: FlatnessSettings | None = None,
-        on_measure: Told = lambda what, done, of: None,
+        on_measure: OnMeasure = lambda what, done, of: None,
     ) -> None:
         self.arm = arm
         self.seed = seed
@@ -226,7 +226,7 @@ class Trial:
         self._measured = True
         if self._flatness_settings is not None:
             self.flatness = measure_flatness(
-                model, loss, data, self._flatness_settings, seed=self.seed, told=self._on_measure
+                model, loss, data, self._flatness_settings, seed=self.seed, on_measure=self._on_measure
             )
 
     def _note_rates(self, optimizer: Optimizer, args: object, kwargs: object) -> None:

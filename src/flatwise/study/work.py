@@ -153,6 +153,9 @@ _CHECKED: set[str] = set()  # identities of training functions that this process
 def load_data(task: Task, data_dir: Path | None) -> TaskData:
     """A task's data. They stay in the process, also where the trials of several cells take turns.
 
+    They are loaded with one thread of torch, so that what is computed of them, such as a mean, does not depend on the
+    number of cores.
+
     Raises:
         DataError: they are missing or corrupt, or a task of the user's own could not load them.
     """
@@ -162,7 +165,8 @@ def load_data(task: Task, data_dir: Path | None) -> TaskData:
 @functools.lru_cache(maxsize=8)
 def _load(load: Callable[[Path | None], TaskData], data_dir: Path | None) -> TaskData:
     try:
-        return load(data_dir)
+        with _threads(1):
+            return load(data_dir)
     except DataError:
         raise
     except Exception as error:

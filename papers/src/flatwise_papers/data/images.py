@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ class Images(Classification):
         Raises:
             ValueError: more images than a split has, or none.
         """
-        chosen = {}
+        chosen: dict[str, Any] = {}
         for split, wanted in {"train": train, "val": val, "test": test}.items():
             x, y = getattr(self, f"{split}_x"), getattr(self, f"{split}_y")
             if x is not None:

@@ -30,18 +30,11 @@ ARCHIVE = DataFile(
 )
 # The same reviews as tables, with the columns id, rating, label and text. Published nowhere; much quicker to read.
 TABLES = {
-    "train": DataFile(
-        name="train.csv.gz",
-        sha256="3a3581bc93515b3e503677e7d82c333057c6ac58ea7cad85951e2ff1055e0ead",
-        folders=FOLDERS,
-        mirrors=(),
-    ),
-    "test": DataFile(
-        name="test.csv.gz",
-        sha256="4f53e27f75e869d1111dc2a34f1e6811b0efd6fd1159dbf2a81c3bf28689cf73",
-        folders=FOLDERS,
-        mirrors=(),
-    ),
+    split: DataFile(name=f"{split}.csv.gz", sha256=sha256, folders=FOLDERS, mirrors=())
+    for split, sha256 in {
+        "train": "3a3581bc93515b3e503677e7d82c333057c6ac58ea7cad85951e2ff1055e0ead",
+        "test": "4f53e27f75e869d1111dc2a34f1e6811b0efd6fd1159dbf2a81c3bf28689cf73",
+    }.items()
 }
 REVIEWS_PER_CLASS = 12_500  # in each of the two published splits
 SPLIT_SEED = 0

@@ -55,27 +55,21 @@ def load_mnist(data_dir: str | Path | None = None) -> Classification:
     Raises:
         DataError: a file is missing, corrupt, unreadable or cannot be downloaded.
     """
-    raw = read_mnist(data_dir)
-    train, val = split_indices()
-    return normalised(
-        (raw.train_images[train], raw.train_labels[train]),
-        (raw.train_images[val], raw.train_labels[val]),
-        (raw.test_images, raw.test_labels),
-        classes=10,
-    )
+    return normalised(*_splits(data_dir), classes=10)
 
 
 def load_mnist_images(data_dir: str | Path | None = None) -> Images:
     """Return the MNIST of :func:`load_mnist` as images of one channel, 28×28 pixels; arguments and errors as there."""
+    return images_of(*_splits(data_dir), classes=10)
+
+
+def _splits(data_dir: str | Path | None) -> list[tuple[Pixels, Pixels]]:
+    """Images, shape ``(n, 1, 28, 28)``, and labels of the training, validation and test split."""
     raw = read_mnist(data_dir)
-    train, val = split_indices()
+    # How the axis is added decides the strides, by these the order in which dropout draws, and so a trial's bits.
     images = raw.train_images[:, None]
-    return images_of(
-        (images[train], raw.train_labels[train]),
-        (images[val], raw.train_labels[val]),
-        (raw.test_images[:, None], raw.test_labels),
-        classes=10,
-    )
+    splits = [(images[rows], raw.train_labels[rows]) for rows in split_indices()]
+    return [*splits, (raw.test_images[:, None], raw.test_labels)]
 
 
 def split_indices() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

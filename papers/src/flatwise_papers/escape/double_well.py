@@ -46,7 +46,8 @@ class DoubleWell:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, values in (("barriers", self.barriers), ("curvatures", self.curvatures)):
+        for name in ("barriers", "curvatures"):
+            values = getattr(self, name)
             if len(values) != 2 or not all(0 < value < math.inf for value in values):
                 raise ValueError(f"DoubleWell: {name} must be two finite numbers above 0, got {values!r}")
         if not -math.inf < self.saddle_curvature < 0:
@@ -193,17 +194,17 @@ def _edges(well: DoubleWell, lr: float, batch_size: int, factor: Distribution) -
     are edges: a bin that a joint cuts would have two noises.
     """
     (left, right), (first, last) = well.joints, well.minima
+
+    def noise_at(x: float) -> float:
+        return float(well.sample_noise(torch.tensor([x], dtype=torch.float64, device="cpu"))) / math.sqrt(batch_size)
+
     ends = []
     for minimum, curvature, sign in ((first, well.curvatures[0], -1), (last, well.curvatures[1], 1)):
-        at = torch.tensor([minimum], dtype=torch.float64, device="cpu")
-        noise = float(well.sample_noise(at)) / math.sqrt(batch_size)
-        variance = lr * noise_amplification(factor) * noise**2 / (2 * curvature)
+        variance = lr * noise_amplification(factor) * noise_at(minimum) ** 2 / (2 * curvature)
         ends.append(minimum + sign * 8 * math.sqrt(variance))
     stretches = []
     for low, high in itertools.pairwise((ends[0], left, 0.0, right, ends[1])):
-        middle = torch.tensor([(low + high) / 2], dtype=torch.float64, device="cpu")
-        noise = float(well.sample_noise(middle)) / math.sqrt(batch_size)
-        bins = math.ceil((high - low) / (0.25 * lr * noise))
+        bins = math.ceil((high - low) / (0.25 * lr * noise_at((low + high) / 2)))
         if bins > 2000:
             raise ValueError(
                 f"exact_escape would need {bins} grid points between {low:.3g} and {high:.3g} (at most 2000): raise "
@@ -265,16 +266,8 @@ def simulate_escape(
     if not -math.inf < begin < beyond:
         raise ValueError(f"start must be finite and left of the right joint at {beyond:.4g}, got {begin!r}")
     escaped_at = torch.full((replicas,), -1, dtype=torch.int64, device="cpu")
-    positions = _run(
-        well,
-        lr,
-        batch_size,
-        perturbation,
-        updates,
-        seed,
-        torch.full((replicas,), begin, dtype=torch.float64, device="cpu"),
-    )
-    for update, x in enumerate(positions, start=1):
+    starts = torch.full((replicas,), begin, dtype=torch.float64, device="cpu")
+    for update, x in enumerate(_run(well, lr, batch_size, perturbation, updates, seed, starts), start=1):
         escaped_at[(x >= beyond) & (escaped_at < 0)] = update
         if update % 256 == 0 and bool((escaped_at >= 0).all()):
             break

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -105,10 +106,10 @@ TEST_FUNCTIONS = (TWO_WELLS, SINE_RASTRIGIN, ACKLEY, BEALE_LIKE)
 OptimizerFactory = Callable[[list[Tensor], float], Optimizer]
 
 OPTIMIZERS: dict[str, OptimizerFactory] = {
-    "SGD": lambda parameters, lr: SGD(parameters, lr=lr),
-    "momentum": lambda parameters, lr: SGD(parameters, lr=lr, momentum=0.9),
-    "Adam": lambda parameters, lr: Adam(parameters, lr=lr),
-    "RMSprop": lambda parameters, lr: RMSprop(parameters, lr=lr),
+    "SGD": SGD,
+    "momentum": partial(SGD, momentum=0.9),
+    "Adam": Adam,
+    "RMSprop": RMSprop,
 }
 """The four optimizers of RN's pictures, from parameters and a rate."""
 

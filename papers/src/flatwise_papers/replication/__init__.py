@@ -14,10 +14,10 @@ from flatwise_papers.replication.ledger import (
     Ledger,
     LedgerError,
     build_ledger,
-    ledger_markdown,
     write_ledger_csv,
 )
 from flatwise_papers.replication.rules import BaselineCheck, Measured
+from flatwise_papers.replication.section import ledger_markdown
 
 __all__ = [
     "BaselineCheck",

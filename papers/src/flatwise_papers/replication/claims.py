@@ -61,7 +61,8 @@ class PaperRow:
             PaperTableError: the metric is not one of ``METRICS``.
         """
         if self.metric not in METRICS:
-            raise PaperTableError(f"{_place(self)}: {self.metric} cannot be compared with an error in percent")
+            place = f"{self.paper}, table {self.table}, {self.dataset}, {self.model}"
+            raise PaperTableError(f"{place}: {self.metric} cannot be compared with an error in percent")
         return self.mean if self.metric == "error" else 100 - self.mean
 
 
@@ -86,24 +87,24 @@ def find_row(paper: PaperSpec) -> PaperRow:
     """
     rows: Sequence[PaperRow] = [row for row in read_paper_tables() if row.metric in METRICS]
     asked: list[str] = []
-    for field in ("paper", "table", "dataset", "model", "optimizer", "schedule", "arm"):
+    for field in _DISTINGUISHING:
         value = getattr(paper, field)
         if value is None:
             continue
-        found = [row for row in rows if getattr(row, field) == value]
+        found = [row for row in rows if _matches(row, field, value)]
         if not found:
-            raise PaperTableError(_nothing(field, value, [getattr(row, field) for row in rows], asked))
+            raise PaperTableError(_nothing(field, value, [_value(row, field) for row in rows], asked))
         rows = found
         asked.append(f"{field} {value!r}")
-    if paper.settings:
-        items = parse_settings(paper.settings).items()
-        found = [row for row in rows if items <= row.settings.items()]
-        if not found:
-            raise PaperTableError(_nothing("settings", paper.settings, map(_settings_text, rows), asked))
-        rows = found
     if len({(row.arm, row.model, row.dataset, row.error, row.sd, row.runs) for row in rows}) > 1:
         raise PaperTableError(_several(rows, asked))
     return rows[0]
+
+
+def _matches(row: PaperRow, field: str, value: str) -> bool:
+    if field == "settings":
+        return parse_settings(value).items() <= row.settings.items()
+    return bool(getattr(row, field) == value)
 
 
 def parse_settings(text: str) -> dict[str, str]:
@@ -123,13 +124,14 @@ def parse_settings(text: str) -> dict[str, str]:
     return settings
 
 
-_DISTINGUISHING = ("paper", "table", "dataset", "model", "optimizer", "schedule", "arm", "settings")
+_CELL = ("paper", "table", "dataset", "model", "optimizer", "schedule")
+_DISTINGUISHING = (*_CELL, "arm", "settings")
 
 
 def _row(line: dict[str, str]) -> PaperRow:
     as_percent = 100 if "unit=fraction" in line["notes"] and line["metric"] in METRICS else 1
     return PaperRow(
-        **{field: line[field] for field in ("paper", "table", "dataset", "model", "optimizer", "schedule", "arm")},
+        **{field: line[field] for field in (*_CELL, "arm")},
         settings=parse_settings(line["settings"]),
         metric=line["metric"],
         mean=float(line["mean"]) * as_percent,
@@ -156,16 +158,12 @@ def _several(rows: Sequence[PaperRow], asked: Sequence[str]) -> str:
     return told + f"say which by {' or '.join(ways)}, such as {ways[0]} = {_value(rows[0], ways[0])!r}"
 
 
-def _settings_text(row: PaperRow) -> str:
-    return ";".join(f"{key}={value}" for key, value in row.settings.items())
+def _settings_text(settings: Mapping[str, str]) -> str:
+    return ";".join(f"{key}={value}" for key, value in settings.items())
 
 
 def _value(row: PaperRow, field: str) -> str:
-    return _settings_text(row) if field == "settings" else str(getattr(row, field))
-
-
-def _place(row: PaperRow) -> str:
-    return f"{row.paper}, table {row.table}, {row.dataset}, {row.model}"
+    return _settings_text(row.settings) if field == "settings" else str(getattr(row, field))
 
 
 Epoch = Literal["last", "best", "not stated"]
@@ -278,20 +276,15 @@ def _claim(study: StudySpec, cell: CellSpec, arm: ArmSpec) -> Claim:
     baseline = find_row(_merged(study.paper, cell.paper, arm=baseline_name))
     if result.error == baseline.error:
         raise PaperTableError(f"the paper prints {result.error:g} for the arm and its baseline: there is no claim")
+    printed = {name: getattr(result, name) for name in (*_CELL, "notes")}
     return Claim(
+        **printed,
         cell=cell.name,
         arm=arm.name,
-        paper=result.paper,
-        table=result.table,
-        dataset=result.dataset,
-        model=result.model,
-        optimizer=result.optimizer,
-        schedule=result.schedule,
         baseline=_reported(baseline),
         result=_reported(result),
         epoch=EPOCHS[result.paper],
         from_accuracy=result.metric == "accuracy",
-        notes=result.notes,
     )
 
 
@@ -301,8 +294,7 @@ def _merged(*papers: PaperSpec, arm: str | None) -> PaperSpec:
     for paper in papers:
         fields |= paper.model_dump(exclude_none=True)
         settings |= parse_settings(paper.settings or "")
-    text = ";".join(f"{key}={value}" for key, value in settings.items())
-    return PaperSpec(**{**fields, "arm": arm, "settings": text or None})
+    return PaperSpec(**{**fields, "arm": arm, "settings": _settings_text(settings) or None})
 
 
 def _reported(row: PaperRow) -> Reported:

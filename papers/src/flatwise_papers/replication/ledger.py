@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Literal
 from flatwise.study.arms import VANILLA
 from flatwise.study.comparison import ArmSummary, Comparison
 from flatwise.study.spec import StudyError, StudySpec
-from flatwise_papers.replication.claims import Claim, Reported, find_claims
+from flatwise_papers.replication.claims import Claim, find_claims
 from flatwise_papers.replication.rules import (
     BaselineCheck,
     Credit,
@@ -61,17 +60,17 @@ class Entry:
     claim: Claim
     task: str
     outcome: Outcome
-    check: BaselineCheck | None
-    baseline: Measured | None
-    result: Measured | None
-    difference: float
-    low: float
-    high: float
-    p: float
-    expected: float
-    credit: Credit | None
-    seeds_range: tuple[int, int | None] | None
     explanation: str
+    check: BaselineCheck | None = None
+    baseline: Measured | None = None
+    result: Measured | None = None
+    difference: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    expected: float = math.nan
+    credit: Credit | None = None
+    seeds_range: tuple[int, int | None] | None = None
 
     @property
     def verdict(self) -> Verdict:
@@ -125,9 +124,7 @@ def _entry(claim: Claim, task: str, comparison: Comparison | None) -> Entry:
     arms = {} if comparison is None else {arm.name: arm for arm in comparison.arms}
     vanilla, arm = arms.get(VANILLA), arms.get(claim.arm)
     if comparison is None or vanilla is None or arm is None or arm.vs_vanilla is None:
-        nan = math.nan
-        text = explain(claim, "not run")
-        return Entry(claim, task, "not run", None, None, None, nan, nan, nan, nan, nan, None, None, text)
+        return Entry(claim, task, "not run", explain(claim, "not run"))
     judgement = arm.vs_vanilla
     other_data = next((words for start, words in OTHER_DATA.items() if task.startswith(start)), None)
     check = check_baseline(claim, _vanilla_at(claim, comparison, vanilla), comparable=other_data is None)
@@ -189,25 +186,6 @@ def _vanilla_at(claim: Claim, comparison: Comparison, vanilla: ArmSummary) -> Me
     return Measured(fmean(best) if best else math.nan, stdev(best) if len(best) > 1 else math.nan, len(best))
 
 
-_COLUMNS = ("cell", "arm", "paper: vanilla", "arm", "ours: vanilla", "arm", "difference", "paper's", "verdict")
-
-
-def ledger_markdown(ledger: Ledger) -> str:
-    """The ledger as a Markdown table, with the count of each verdict before it and the legend after it."""
-    counts = Counter(_verdict(entry) for entry in ledger.entries)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
-    lines = [
-        f"{len(ledger.entries)} claims: {told}." if ledger.entries else "This study replicates no claim.",
-        "",
-        f"| {' | '.join(_COLUMNS)} |",
-        f"|{'---|' * len(_COLUMNS)}",
-        *(f"| {' | '.join(_escaped(text) for text in _cells(entry))} |" for entry in ledger.entries),
-        "",
-        _legend(ledger),
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def write_ledger_csv(ledger: Ledger, path: Path) -> None:
     """Writes one line per claim, with all its numbers; missing values are left empty."""
     rows = [_flat(ledger, entry) for entry in ledger.entries]
@@ -254,63 +232,3 @@ def _number(value: object) -> object:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return value
-
-
-def _cells(entry: Entry) -> list[str]:
-    claim = entry.claim
-    return [
-        claim.cell,
-        claim.arm,
-        _reported_text(claim.baseline),
-        _reported_text(claim.result),
-        _measured_text(entry.baseline),
-        _measured_text(entry.result),
-        "–" if math.isnan(entry.difference) else _difference(entry),
-        "–" if math.isnan(entry.expected) else _signed(entry.expected),
-        _verdict(entry),
-    ]
-
-
-def _verdict(entry: Entry) -> str:
-    if entry.check is not None and entry.verdict == "baseline differs":
-        return f"{entry.outcome}; baseline {entry.check.status}"
-    if entry.check is not None and entry.check.status == "not comparable":
-        return f"{entry.outcome}; baseline not comparable"
-    return "reproduced by the rate" if entry.credit == "rate" else entry.outcome
-
-
-def _difference(entry: Entry) -> str:
-    interval = "" if math.isnan(entry.low) else f" [{_signed(entry.low)}, {_signed(entry.high)}]"
-    return f"{_signed(entry.difference)}{interval}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _reported_text(result: Reported) -> str:
-    return f"{result.mean:.2f}" if result.sd is None else f"{result.mean:.2f} ± {result.sd:.2f}"
-
-
-def _measured_text(result: Measured | None) -> str:
-    if result is None:
-        return "–"
-    spread = "" if math.isnan(result.sd) else f" ± {result.sd:.2f}"
-    return f"{result.mean:.2f}{spread} ({result.n})"
-
-
-def _legend(ledger: Ledger) -> str:
-    accuracies = any(entry.claim.from_accuracy for entry in ledger.entries)
-    best = any(entry.claim.epoch == "best" for entry in ledger.entries)
-    sentences = [
-        "Errors in %, mean ± sd; in brackets the number of seeds.",
-        "The paper prints accuracies: its errors are 100 − accuracy." if accuracies else "",
-        "The paper reports the best epoch, chosen on the test data; ours are of the final one." if best else "",
-        "Difference: ours, arm − vanilla, paired by seed, with its 95 % interval; beside it what the paper's relative "
-        "gain means from our vanilla.",
-    ]
-    return " ".join(filter(None, sentences))
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")

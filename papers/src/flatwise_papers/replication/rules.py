@@ -243,7 +243,7 @@ def explain(
     sentences = [
         f"{claim.arm} changes vanilla's {vanilla:.2f} % by {_interval(judgement.mean, judgement.low, judgement.high)} "
         f"points; the paper's {_share(claim)} would be {_points(expected_difference(claim, vanilla))}.",
-        _OUTCOMES[outcome](claim, vanilla, judgement, seeds),
+        _reason(outcome, claim, vanilla, judgement, seeds),
         "" if credit is None else _CREDITS[credit],
         _paper_shows(claim),
         "" if check is None else _baseline(claim, check, other_data),
@@ -251,23 +251,17 @@ def explain(
     return " ".join(filter(None, sentences))
 
 
-def _reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
-    if falls_short(claim, vanilla, judgement):
-        return f"The direction is shown (p = {judgement.p_corrected:.2g}), but the effect is smaller than the paper's."
-    return f"The direction is shown (p = {judgement.p_corrected:.2g})."
-
-
-def _not_reproduced(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
+def _reason(outcome: Outcome, claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
+    p = f"p = {judgement.p_corrected:.2g}"
+    if outcome == "reproduced":
+        smaller = ", but the effect is smaller than the paper's" if falls_short(claim, vanilla, judgement) else ""
+        return f"The direction is shown ({p}){smaller}."
+    if outcome == "inconclusive":
+        return f"Neither no effect ({p}) nor the paper's is ruled out: {settle_words(seeds)}."
     if judgement.verdict != "inconclusive":
-        return f"The opposite is shown (p = {judgement.p_corrected:.2g})."
-    return f"Our interval leaves the paper's out, and no effect is not ruled out (p = {judgement.p_corrected:.2g})."
+        return f"The opposite is shown ({p})."
+    return f"Our interval leaves the paper's out, and no effect is not ruled out ({p})."
 
-
-def _inconclusive(claim: Claim, vanilla: float, judgement: Judgement, seeds: Seeds) -> str:
-    return f"Neither no effect (p = {judgement.p_corrected:.2g}) nor the paper's is ruled out: {settle_words(seeds)}."
-
-
-_OUTCOMES = {"reproduced": _reproduced, "not reproduced": _not_reproduced, "inconclusive": _inconclusive}
 
 _CREDITS: dict[Credit, str] = {
     "noise": "It is better than its control with the same mean rate and no randomness.",

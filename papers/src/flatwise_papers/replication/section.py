@@ -1,4 +1,4 @@
-"""A replication's ledger in the report of a study: the terminal's table, and the page's section."""
+"""A replication's ledger as a table, for the terminal, a page and Markdown, and as a section of a study's report."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from flatwise.report.table import (
     plural,
 )
 from flatwise.study.hints import seeds_range_words
-from flatwise_papers.replication import Claim, Entry, Ledger, Measured, Reported
-from flatwise_papers.replication.ledger import Verdict
+from flatwise_papers.replication.claims import Claim, Reported
+from flatwise_papers.replication.ledger import Entry, Ledger, Verdict
+from flatwise_papers.replication.rules import Measured
 
 _PLACES = 2  # as the papers print them
 
@@ -75,10 +76,18 @@ def ledger_table(ledger: Ledger, link: Callable[[str], str] | None = None) -> Ta
         link: makes a link of a cell's name, for a page, which has room for p values too. Default: for the terminal.
     """
     numbers = ("the paper", "ours", "our difference", *(() if link is None else ("corrected p",)))
+    accuracies = any(entry.claim.from_accuracy for entry in ledger.entries)
+    best = any(entry.claim.epoch == "best" for entry in ledger.entries)
+    sentences = (
+        "Errors in %, mean ± standard deviation: vanilla, then the arm.",
+        "The paper prints accuracies: its errors are 100 − accuracy." if accuracies else "",
+        "The paper reports the best epoch, chosen on test data; ours are of the last." if best else "",
+        "Our difference is in points, paired by seed, with its 95 % interval; below it what the paper's relative gain "
+        "would mean from our vanilla.",
+    )
     return Table(
         title="The paper's numbers beside ours",
-        note="Errors in %: vanilla, then the arm. Difference: ours, in points, paired by seed, with its 95 % interval; "
-        "below it what the paper's relative gain would mean from our vanilla.",
+        note=" ".join(filter(None, sentences)),
         spaced=True,
         columns=(
             Column("claim", "name"),
@@ -87,6 +96,12 @@ def ledger_table(ledger: Ledger, link: Callable[[str], str] | None = None) -> Ta
         ),
         rows=tuple(Row(_cells(entry, link)) for entry in ledger.entries),
     )
+
+
+def ledger_markdown(ledger: Ledger) -> str:
+    """The ledger as Markdown: how many claims have which verdict, the table, and how to read it."""
+    table = ledger_table(ledger)
+    return "\n\n".join([ledger_headline(ledger), table.to_markdown(), table.note]) + "\n"
 
 
 def _cells(entry: Entry, link: Callable[[str], str] | None) -> tuple[Cell, ...]:
@@ -151,14 +166,6 @@ class LedgerSection:
 
     def html(self, link: Callable[[str], Markup]) -> Markup:
         """Return the section of the page; ``link`` makes a link of a cell's name."""
-        entries = self.content.entries
+        table = ledger_table(self.content, link)
         template = templates("flatwise_papers.replication").get_template("ledger.html.jinja")
-        return Markup(
-            template.render(
-                claims=ledger_table(self.content, link),
-                entries=entries,
-                where=where,
-                from_accuracy=any(entry.claim.from_accuracy for entry in entries),
-                best_epoch=any(entry.claim.epoch == "best" for entry in entries),
-            )
-        )
+        return Markup(template.render(claims=table, entries=self.content.entries, where=where))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from flatwise.study.task import ClassificationSettings
 from flatwise.study.tasks.training import disturb_labels
-from flatwise_papers.data import Images
+from flatwise_papers.data.images import Images
 
 
 class ImageSettings(ClassificationSettings):
@@ -249,12 +250,13 @@ class Batch(NamedTuple):
         return self.weight * loss + (1 - self.weight) * other
 
 
+@dataclass
 class TrainingBatches:
     """The training images, epoch after epoch, each time in a new order and newly augmented.
 
     All of an epoch's random numbers but those of the mixtures go to the device at its start, none within a step.
 
-    Args:
+    Attributes:
         data: on the device of the model.
         settings: batch size and augmentation.
         order: generator of the order, of the CPU.
@@ -262,20 +264,14 @@ class TrainingBatches:
         label_noise: generator of which labels are wrong, of the CPU.
     """
 
-    def __init__(
-        self,
-        data: Images,
-        settings: ImageSettings,
-        order: torch.Generator,
-        augmentation: Augmentation,
-        label_noise: torch.Generator,
-    ) -> None:
-        self.data = data
-        self.settings = settings
-        self.order = order
-        self.augmentation = augmentation
-        self.label_noise = label_noise
-        self._windows = crop_windows(data.train_x) if settings.augment else None
+    data: Images
+    settings: ImageSettings
+    order: torch.Generator
+    augmentation: Augmentation
+    label_noise: torch.Generator
+
+    def __post_init__(self) -> None:
+        self._windows = crop_windows(self.data.train_x) if self.settings.augment else None
 
     def epoch(self) -> Iterator[Batch]:
         """Yield every training image once; the last batch holds what is left."""
@@ -307,14 +303,14 @@ class TrainingBatches:
                 yield Batch(mix(x, mixture), y, y[mixture.partner], mixture.weight)
 
 
+@dataclass
 class FlatnessBatches:
     """The training images in the data set's order, 500 at a time, not augmented: the same for every arm and seed.
 
     Normalised while they are read, since all of them as floats would take much memory.
     """
 
-    def __init__(self, data: Images) -> None:
-        self.data = data
+    data: Images
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and classes."""

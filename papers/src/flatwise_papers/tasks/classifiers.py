@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from flatwise.study.task import ClassificationSettings, Task
 from flatwise.study.tasks.classification import Classification, MlpSettings, train_classifier, train_mlp
 from flatwise.study.tasks.training import Dropout
-from flatwise_papers.data import load_mnist
 from flatwise_papers.data.imdb import VOCABULARY_SIZE, load_imdb
+from flatwise_papers.data.mnist import load_mnist
 
 if TYPE_CHECKING:
     from flatwise.study.trial import Trial
@@ -40,28 +40,22 @@ MNIST_SETTINGS = MlpSettings(epochs=20, batch_size=128, learning_rate=0.05, weig
 FCNET_SETTINGS = MlpSettings(epochs=100, batch_size=128, learning_rate=0.1)
 
 
-def _mnist_mlp(layers: int) -> Task:
-    return Task(
-        name=f"mnist-mlp-{layers}",
-        summary=f"the LEAP paper's MLP-{layers} on MNIST: {layers} layers, that of inputs included",
-        settings=MNIST_SETTINGS.updated({"learning_rate": MNIST_RATES[layers]}),
-        load=load_mnist,
-        train=partial(train_mlp, widths=MNIST_WIDTHS[layers]),
-    )
+def _on_mnist(name: str, summary: str, settings: MlpSettings, widths: tuple[int, ...]) -> Task:
+    return Task(name=name, summary=summary, settings=settings, load=load_mnist, train=partial(train_mlp, widths=widths))
 
 
-def _mnist_fcnet() -> Task:
-    return Task(
-        name="mnist-fcnet",
-        summary="the LRD paper's FCNet on MNIST: two hidden layers of 1000",
-        settings=FCNET_SETTINGS,
-        load=load_mnist,
-        train=partial(train_mlp, widths=FCNET_WIDTHS),
-    )
-
-
-MLP_TASKS: tuple[Task, ...] = (*(_mnist_mlp(layers) for layers in MNIST_WIDTHS), _mnist_fcnet())
-
+MLP_TASKS: tuple[Task, ...] = (
+    *(
+        _on_mnist(
+            f"mnist-mlp-{layers}",
+            f"the LEAP paper's MLP-{layers} on MNIST: {layers} layers, that of inputs included",
+            MNIST_SETTINGS.updated({"learning_rate": MNIST_RATES[layers]}),
+            widths,
+        )
+        for layers, widths in MNIST_WIDTHS.items()
+    ),
+    _on_mnist("mnist-fcnet", "the LRD paper's FCNet on MNIST: two hidden layers of 1000", FCNET_SETTINGS, FCNET_WIDTHS),
+)
 
 WIDTH = 128
 EVALUATION_BATCH = 1000

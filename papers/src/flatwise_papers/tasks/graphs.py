@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from flatwise.flatness import BatchLoss
 from flatwise.study.task import Settings, Task
 from flatwise.study.tasks.training import find_device, initialized, percent_wrong, seeds_from, train_epochs
-from flatwise_papers.data import NodeClassification, load_citeseer, load_cora, load_pubmed
-from flatwise_papers.data.graphs import SparseMatrix
+from flatwise_papers.data.graphs import NodeClassification, SparseMatrix, load_citeseer, load_cora, load_pubmed
 
 if TYPE_CHECKING:
     from flatwise.study.trial import Trial

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from flatwise.study.task import Task
 from flatwise.study.tasks.classification import split_errors
 from flatwise.study.tasks.training import find_device, initialized, seeds_from, train_epochs
-from flatwise_papers.data import Images, load_cifar10, load_cifar10_jpeg, load_cifar100, load_mnist_images
+from flatwise_papers.data.images import Images, load_cifar10, load_cifar10_jpeg, load_cifar100
+from flatwise_papers.data.mnist import load_mnist_images
 from flatwise_papers.tasks.augmentation import (
     Augmentation,
     DropoutImageSettings,
@@ -165,14 +166,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # loss of the first steps rose.
     "nin": {**SGD, "learning_rate": 0.01, "weight_decay": 5e-4, "dropout": 0.5},
     # Springenberg et al. (2015), without augmentation, whose 9.08 % is near the 9.53 % of the peak-LR paper.
-    "all-cnn-c": {
-        **SGD,
-        "epochs": 350,
-        "learning_rate": 0.05,
-        "weight_decay": 1e-3,
-        "dropout": 0.5,
-        "augment": False,
-    },
+    "all-cnn-c": {**SGD, "epochs": 350, "learning_rate": 0.05, "weight_decay": 1e-3, "dropout": 0.5, "augment": False},
     # Peak-LR, Table 1: 360 epochs. Caffe's cifar10_full: batches of 100, decay, no augmentation. The rate is ours.
     "small-cnn": {
         **SGD,

@@ -11,21 +11,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
-from flatwise._kernels.forms import (
-    BERNOULLI,
-    CHUNK_COLUMNS,
-    FIRST,
-    GRADIENT,
-    ID,
-    LENGTH,
-    NEAR_ONE,
-    OFFSET,
-    PARAMETER,
-    POSITIVE,
-    ROW,
-    ROW_COLUMNS,
-    UNIFORM,
-)
+from flatwise._kernels import forms
 from flatwise._kernels.numba.runtime import (
     END,
     JOB_HEAD,
@@ -123,8 +109,8 @@ def open_job(address):
     """The job's words as integers and as floating point, its chunks and its rows."""
     job = carray(address, JOB_WORDS, dtype=np.int64)
     numbers = carray(address, JOB_WORDS, dtype=np.float64)
-    chunks = carray(pointer(job[CHUNK_TABLE], np.int64(0)), (job[CHUNKS], CHUNK_COLUMNS))
-    rows = carray(pointer(job[ROW_TABLE], np.int64(0)), (job[ROWS], ROW_COLUMNS))
+    chunks = carray(pointer(job[CHUNK_TABLE], np.int64(0)), (job[CHUNKS], forms.CHUNK_COLUMNS))
+    rows = carray(pointer(job[ROW_TABLE], np.int64(0)), (job[ROWS], forms.ROW_COLUMNS))
     return job, numbers, chunks, rows
 
 
@@ -158,7 +144,7 @@ def at(row, column, chunk, like):
 @overload(at, inline="always")
 def _(row, column, chunk, like):
     size = like.bitwidth // 8
-    return lambda row, column, chunk, like: pointer(row[column] + chunk[OFFSET] * size, like)
+    return lambda row, column, chunk, like: pointer(row[column] + chunk[forms.OFFSET] * size, like)
 
 
 # Words and factors
@@ -171,8 +157,8 @@ def start(job, row, chunk):
     The keys are those of ``keys.derive_keys``, by Philox4x32-10.
     """
     low = u64(0xFFFFFFFF)
-    seed, counter, stream, name = u64(job[SEED]), u64(job[COUNTER]), u64(job[STREAM]), u64(row[ID])
-    first = row[FIRST] + chunk[OFFSET]
+    seed, counter, stream, name = u64(job[SEED]), u64(job[COUNTER]), u64(job[STREAM]), u64(row[forms.ID])
+    first = row[forms.FIRST] + chunk[forms.OFFSET]
     c0, c1 = name & low, name >> u64(32)
     c2 = counter & low
     c3 = u64(first >> 28) | stream << u64(16) | (counter >> u64(32)) << u64(24)
@@ -211,12 +197,12 @@ def _normal(w):
 @njit(inline="always")
 def factor(kind, w, a, b, c):
     """The factor that a word becomes, as ``KernelForm.factors``; ``a``, ``b``, ``c``: the form's numbers; float32."""
-    if kind == BERNOULLI:
+    if kind == forms.BERNOULLI:
         return f32(1) if w < u32(a) else f32(0)
-    if kind == UNIFORM:
+    if kind == forms.UNIFORM:
         return f32((f64(w) + 0.5) * 2.0**-32 * b + a)
     f = f32(f32(_normal(w) * f32(b)) + f32(a))
-    return f if kind in (POSITIVE, NEAR_ONE) else max(f, f32(c))
+    return f if kind in (forms.POSITIVE, forms.NEAR_ONE) else max(f, f32(c))
 
 
 # Numbers in memory
@@ -274,10 +260,10 @@ def _blend(new, old, n, x0, k1, kind, a, b, c):
         w = word(x, k1)
         x = u32(x + STRIDE)
         was, now = before[i], values[i]  # both are read always: a choice of loads would not be vectorised
-        if kind == BERNOULLI:
+        if kind == forms.BERNOULLI:
             values[i] = now if w < u32(a) else was
         else:
-            values[i] = _blended(was, now, factor(kind, w, a, b, c), kind == NEAR_ONE)
+            values[i] = _blended(was, now, factor(kind, w, a, b, c), kind == forms.NEAR_ONE)
 
 
 @loop
@@ -312,8 +298,9 @@ def blend_kernel(kind: int | None, dtype: torch.dtype) -> int:
             if taken < 0:
                 return
             chunk = chunks[taken]
-            row = rows[chunk[ROW]]
-            new, old, n = at(row, PARAMETER, chunk, like), at(row, GRADIENT, chunk, like), i32(chunk[LENGTH])
+            row = rows[chunk[forms.ROW]]
+            n = i32(chunk[forms.LENGTH])
+            new, old = at(row, forms.PARAMETER, chunk, like), at(row, forms.GRADIENT, chunk, like)
             if copies:
                 _copy(new, old, n)
             else:

@@ -13,21 +13,7 @@ import numpy as np
 import torch
 from numba import carray, njit
 
-from flatwise._kernels.forms import (
-    ADAM,
-    FRESH,
-    GRADIENT,
-    LENGTH,
-    PARAMETER,
-    POSITIVE,
-    RATE,
-    ROOT,
-    ROW,
-    ROW_COLUMNS,
-    SGD,
-    STATE,
-    STEP,
-)
+from flatwise._kernels import forms
 from flatwise._kernels.numba.blend import (
     FACTOR,
     NUMBERS,
@@ -89,7 +75,7 @@ def _sgd(
             buffers[i] = stored(m, was)
             g = fma(m, ahead, g) if nesterov else m
         moved = stored(fma(g, rate * f, p), was)
-        params[i] = was if kind != POSITIVE and f == 0 else moved
+        params[i] = was if kind != forms.POSITIVE and f == 0 else moved
 
 
 @loop
@@ -124,7 +110,7 @@ def _adam(
             v = v if v > high or v != v else high  # a NaN stays, as torch.maximum keeps it
             peaks[i] = stored(v, was)
         moved = stored(p + (rate * f * m) / (math.sqrt(v) / root + eps), was)
-        params[i] = was if kind != POSITIVE and f == 0 else moved
+        params[i] = was if kind != forms.POSITIVE and f == 0 else moved
 
 
 @loop
@@ -159,7 +145,7 @@ def _rmsprop(
             moved = stored(fma(m, rate * f, p), was)
         else:
             moved = stored(p + (rate * f * g) / scale, was)
-        params[i] = was if kind != POSITIVE and f == 0 else moved
+        params[i] = was if kind != forms.POSITIVE and f == 0 else moved
 
 
 @cache
@@ -177,6 +163,7 @@ def update_kernel(optimizer: int, kind: int, dtype: torch.dtype, options: tuple[
     """
     like, T, source = STORED[dtype], _WIDE[dtype], SOURCE
     first, second, third, fourth = options
+    is_sgd, is_adam = optimizer == forms.SGD, optimizer == forms.ADAM
 
     @compiled
     def kernel(address):
@@ -190,27 +177,28 @@ def update_kernel(optimizer: int, kind: int, dtype: torch.dtype, options: tuple[
             if taken < 0:
                 return
             chunk = chunks[taken]
-            row = rows[chunk[ROW]]
+            row = rows[chunk[forms.ROW]]
             x0, k1 = start(job, row, chunk)
-            param, grad, n = at(row, PARAMETER, chunk, like), at(row, GRADIENT, chunk, like), i32(chunk[LENGTH])
-            one, two, three = (
-                at(row, STATE, chunk, like), at(row, STATE + 1, chunk, like), at(row, STATE + 2, chunk, like),
-            )  # fmt: skip
-            if optimizer == SGD:
+            n = i32(chunk[forms.LENGTH])
+            param, grad = at(row, forms.PARAMETER, chunk, like), at(row, forms.GRADIENT, chunk, like)
+            one, two = at(row, forms.STATE, chunk, like), at(row, forms.STATE + 1, chunk, like)
+            three = at(row, forms.STATE + 2, chunk, like)
+            if is_sgd:
                 momentum, undamped, decay = numbers[NUMBERS + 1], numbers[NUMBERS + 2], numbers[NUMBERS + 3]
-                is_fresh = row[FRESH] != 0  # then the momentum becomes the gradient itself: 1 · g + 0 · −0
+                is_fresh = row[forms.FRESH] != 0  # then the momentum becomes the gradient itself: 1 · g + 0 · −0
                 _sgd(
                     param, grad, one, n, x0, k1, kind, a, b, c,
                     T(-lr), T(0.0 if is_fresh else momentum), T(1.0 if is_fresh else undamped), T(momentum), T(decay),
                     first, second, third, fourth,
                 )  # fmt: skip
-            elif optimizer == ADAM:
+            elif is_adam:
                 beta1, beta2, eps = numbers[NUMBERS + 1], numbers[NUMBERS + 2], numbers[NUMBERS + 3]
                 decay = numbers[NUMBERS + 4] * lr if third else numbers[NUMBERS + 4]
+                rate, root = double_of(row[forms.RATE]), double_of(row[forms.ROOT])
                 _adam(
                     param, grad, one, two, three, n, x0, k1, kind, a, b, c,
-                    T(double_of(row[RATE])), T(double_of(row[ROOT])), T(1.0 - beta1), T(beta2), T(1.0 - beta2),
-                    T(eps), T(decay), T(1.0 - decay), first, second, third, fourth,
+                    T(rate), T(root), T(1.0 - beta1), T(beta2), T(1.0 - beta2), T(eps), T(decay), T(1.0 - decay),
+                    first, second, third, fourth,
                 )  # fmt: skip
             else:
                 alpha, eps = numbers[NUMBERS + 1], numbers[NUMBERS + 2]
@@ -238,14 +226,14 @@ def count_kernel() -> int:
     def kernel(address):
         built_from = source  # noqa: F841
         job, numbers, _, rows = open_job(address)
-        results = carray(pointer(job[ROW_TABLE], f64(0)), (job[ROWS], ROW_COLUMNS))
+        results = carray(pointer(job[ROW_TABLE], f64(0)), (job[ROWS], forms.ROW_COLUMNS))
         lr, beta1, beta2 = numbers[NUMBERS], numbers[NUMBERS + 1], numbers[NUMBERS + 2]
         for i in range(job[ROWS]):
-            counter = carray(pointer(rows[i, STEP], f32(0)), 1)
+            counter = carray(pointer(rows[i, forms.STEP], f32(0)), 1)
             counter[0] += f32(1)
             step = f64(counter[0])
-            results[i, RATE] = -(lr / (1.0 - beta1**step))
-            results[i, ROOT] = math.sqrt(1.0 - beta2**step)
+            results[i, forms.RATE] = -(lr / (1.0 - beta1**step))
+            results[i, forms.ROOT] = math.sqrt(1.0 - beta2**step)
 
     address: int = kernel.address
     return address

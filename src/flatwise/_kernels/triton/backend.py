@@ -69,44 +69,38 @@ class _Launches:
     Args:
         kernel: the kernel.
         params: the tensors that it changes first of all.
-        state_dtypes: dtype of the states of each; ``None``: the kernel knows none.
-        starts, ids: of the parameters.
+        dtypes: for each of them the kernel's constants ``DTYPE`` and, if it knows states, ``STATE_DTYPE``.
+        rows: their table; write addresses into it before :meth:`run`.
         form, stream: of the factor.
-
-    Attributes:
-        rows: the table of rows; write addresses into it before :meth:`run`.
     """
 
     def __init__(
         self,
         kernel: Any,
         params: Sequence[Tensor],
-        state_dtypes: Sequence[torch.dtype] | None,
-        starts: Sequence[int],
-        ids: Sequence[int],
+        dtypes: Sequence[tuple[torch.dtype, ...]],
+        rows: NDArray[np.int64],
         form: KernelForm,
         stream: int,
     ) -> None:
         self._kernel = kernel
         self._device = params[0].device
         self._sizes = [param.numel() for param in params]
-        self._starts = list(starts)
-        self._dtypes = [param.dtype for param in params]
-        self._state_dtypes = state_dtypes
+        self._dtypes = dtypes
         self._numbers = torch.tensor([*form.numbers, 0.0, 0.0][:3], dtype=torch.float64, device=self._device)
         self._kind = KINDS[form.kind]
         self._stream = stream
-        self._sent: NDArray[np.int64] | None = None
-        self._chunks: dict[tuple[int, ...], Tensor] = {}
+        self._chunks: dict[tuple[int, ...], Tensor] = {}  # on the device; they depend on sizes alone
         self._launches: list[_Launch] = []
-        self.rows = forms.rows_of(starts, ids)
-        self.rows[:, forms.PARAMETER] = addresses(params)
+        self._sent: NDArray[np.int64] | None = None
+        self._rows = rows
+        rows[:, forms.PARAMETER] = addresses(params)
 
     def run(self, seed: int, counter: int, *arguments: Any, **flags: Any) -> None:
         """Launches the kernel with the words of (seed, counter), and its own arguments and constants."""
-        if self._sent is None or not np.array_equal(self.rows, self._sent):
+        if self._sent is None or not np.array_equal(self._rows, self._sent):
             self._launches = self._prepare()
-            self._sent = self.rows.copy()
+            self._sent = self._rows.copy()
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             for launch in self._launches:
                 self._kernel[(len(launch.chunks),)](
@@ -127,27 +121,20 @@ class _Launches:
 
     def _prepare(self) -> list[_Launch]:
         """One launch for each combination of dtypes and alignment."""
-        places = self.rows[:, [*range(forms.PARAMETER, forms.STEP), forms.FIRST]]
-        aligned = (places % ALIGNMENT == 0).all(axis=1).tolist()
+        places = self._rows[:, [*range(forms.PARAMETER, forms.STEP), forms.FIRST]]
         alike: dict[tuple[Any, ...], list[int]] = {}
-        for row, size in enumerate(self._sizes):
-            if size:
-                state_dtype = None if self._state_dtypes is None else self._state_dtypes[row]
-                alike.setdefault((self._dtypes[row], state_dtype, aligned[row]), []).append(row)
+        for row, is_aligned in enumerate((places % ALIGNMENT == 0).all(axis=1).tolist()):
+            if self._sizes[row]:
+                alike.setdefault((is_aligned, *self._dtypes[row]), []).append(row)
         launches = []
-        for (dtype, state_dtype, is_aligned), some in alike.items():
-            constants = {"DTYPE": DTYPES[dtype], "ALIGNED": is_aligned}
-            if state_dtype is not None:
-                constants["STATE_DTYPE"] = DTYPES[state_dtype]
-            launches.append(_Launch(_send(self.rows[some], self._device), self._chunks_of(tuple(some)), constants))
+        for (is_aligned, *dtypes), some in alike.items():
+            if (key := tuple(some)) not in self._chunks:
+                table = forms.chunks_of([self._sizes[row] for row in some], self._rows[some, forms.FIRST].tolist())
+                self._chunks[key] = _send(table, self._device)
+            constants = {name: DTYPES[dtype] for name, dtype in zip(("DTYPE", "STATE_DTYPE"), dtypes, strict=False)}
+            rows = _send(self._rows[some], self._device)
+            launches.append(_Launch(rows, self._chunks[key], {**constants, "ALIGNED": is_aligned}))
         return launches
-
-    def _chunks_of(self, some: tuple[int, ...]) -> Tensor:
-        """The table of chunks of some rows, on the device: it depends on their sizes alone."""
-        if some not in self._chunks:
-            table = forms.chunks_of([self._sizes[row] for row in some], [self._starts[row] for row in some])
-            self._chunks[some] = _send(table, self._device)
-        return self._chunks[some]
 
 
 def _halves(word: int) -> tuple[int, int]:
@@ -172,9 +159,11 @@ class Blend:
     """
 
     def __init__(self, pieces: Sequence[Piece], form: KernelForm, stream: int) -> None:
-        self._news, self._olds, starts, ids = map(list, zip(*pieces, strict=True))
-        self._launches = _Launches(blends.blend_kernel, self._news, None, starts, ids, form, stream)
-        self._launches.rows[:, forms.GRADIENT] = addresses(self._olds)
+        self._news, self._olds = [piece.new for piece in pieces], [piece.old for piece in pieces]
+        rows = forms.rows_of([piece.start for piece in pieces], [piece.parameter_id for piece in pieces])
+        rows[:, forms.GRADIENT] = addresses(self._olds)
+        dtypes = [(new.dtype,) for new in self._news]
+        self._launches = _Launches(blends.blend_kernel, self._news, dtypes, rows, form, stream)
 
     def copy(self) -> None:
         """``old ← new``; torch does that at the speed of memory."""
@@ -201,14 +190,15 @@ class Step:
         self._device = params[0].device
         self._optimizer = optimizer
         self._flags = _NO_FLAGS | dict(zip(_FLAGS[optimizer], update.options, strict=True))
-        state_dtypes = [state.dtype for state in columns[0]] if columns else [param.dtype for param in params]
-        self._launches = _Launches(updates.update_kernel, params, state_dtypes, update.starts, update.ids, form, stream)
-        rows = self._launches.rows
+        self._rows = rows = forms.rows_of(update.starts, update.ids)
         for position, column in enumerate(update.states):
             if column:
                 rows[:, forms.STATE + position] = addresses(column)
         rows[:, forms.FRESH] = update.fresh
         self._is_fresh = any(update.fresh)
+        of_states = columns[0] if columns else params
+        dtypes = [(param.dtype, state.dtype) for param, state in zip(params, of_states, strict=True)]
+        self._launches = _Launches(updates.update_kernel, params, dtypes, rows, form, stream)
         # The kernel reads float32 on the device. Torch may have the steps elsewhere; then they are sent each time.
         self._sent_steps: Tensor | None = None
         if optimizer == "adam":
@@ -222,7 +212,7 @@ class Step:
     def run(self, grads: list[Tensor], numbers: tuple[Any, ...], seed: int, counter: int) -> None:
         """Does an update."""
         grads = forms.readable(grads)
-        self._launches.rows[:, forms.GRADIENT] = addresses(grads)
+        self._rows[:, forms.GRADIENT] = addresses(grads)
         self._count()
         lr = numbers[0]
         if isinstance(lr, Tensor) and lr.device != self._device:
@@ -239,7 +229,7 @@ class Step:
         )
         torch.autograd.graph.increment_version(self._written)
         if self._is_fresh:
-            self._launches.rows[:, forms.FRESH] = 0
+            self._rows[:, forms.FRESH] = 0
             self._is_fresh = False
 
     def _count(self) -> None:
@@ -402,19 +392,21 @@ def _step_of_torch(
     step: int,
 ) -> None:
     """Torch's own step, by its functions without the optimizer around them, whose hooks belong to others."""
-    common = {"lr": numbers[0], "weight_decay": numbers[-1], "maximize": options[3], "foreach": False}
+    settings: dict[str, Any] = {
+        "lr": numbers[0], "weight_decay": numbers[-1], "maximize": options[3], "foreach": False,
+    }  # fmt: skip
     one, two, three = ([state] for state in states)
-    if optimizer == "sgd":
-        momentum, undamped = numbers[1:3]
-        damping = {"momentum": momentum, "dampening": 1 - undamped, "nesterov": options[1]}
-        sgd([param], [grad], one if momentum else [None], **damping, **common)
-        return
     before = [torch.tensor(step - 1.0, device="cpu")]
-    if optimizer == "adam":
+    if optimizer == "sgd":
+        _, momentum, undamped, _ = numbers
+        settings |= {"momentum": momentum, "dampening": 1 - undamped, "nesterov": options[1]}
+        sgd([param], [grad], [states[0] if momentum else None], **settings)
+    elif optimizer == "adam":
         _, beta1, beta2, eps, _ = numbers
-        betas = {"amsgrad": options[0], "beta1": beta1, "beta2": beta2, "decoupled_weight_decay": options[2]}
-        adam([param], [grad], one, two, three, before, eps=eps, **betas, **common)
-        return
-    _, alpha, eps, momentum, _ = numbers
-    averages = {"alpha": alpha, "momentum": momentum, "centered": options[1]}
-    rmsprop([param], [grad], one, three, two, before, eps=eps, **averages, **common)
+        settings |= {"beta1": beta1, "beta2": beta2, "eps": eps}
+        settings |= {"amsgrad": options[0], "decoupled_weight_decay": options[2]}
+        adam([param], [grad], one, two, three, before, **settings)
+    else:
+        _, alpha, eps, momentum, _ = numbers
+        settings |= {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": options[1]}
+        rmsprop([param], [grad], one, three, two, before, **settings)

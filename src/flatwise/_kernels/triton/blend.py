@@ -210,19 +210,9 @@ def _blend_block(
 
 @triton.jit(do_not_specialize=["seed0", "seed1", "counter0", "counter1", "stream"])
 def blend_kernel(
-    rows,
-    chunks,
-    numbers,
-    seed0,
-    seed1,
-    counter0,
-    counter1,
-    stream,
-    KIND: tl.constexpr,
-    DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    rows, chunks, numbers, seed0, seed1, counter0, counter1, stream,
+    KIND: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """One chunk of one tensor: its columns are the new values, scaled in place, and the old ones."""
     row, offset, length = chunk_of(rows, chunks)
     new = column(row, PARAMETER, offset, DTYPE, ALIGNED)

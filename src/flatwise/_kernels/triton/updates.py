@@ -40,51 +40,22 @@ def _bias_correction(step, log_beta, log_beta_rest):
 
 @triton.jit
 def _update_block(
-    param,
-    grad,
-    state1,
-    state2,
-    state3,
-    at,
-    length,
-    x,
-    k0,
-    k1,
-    numbers,
-    rate,
-    step_rate,
-    root_correction,
-    momentum,
-    kept,
-    undamped,
-    beta1,
-    rest1,
-    beta2,
-    rest2,
-    eps,
-    weight_decay,
-    OPTIMIZER: tl.constexpr,
-    KIND: tl.constexpr,
-    DTYPE: tl.constexpr,
-    STATE_DTYPE: tl.constexpr,
-    DECAY: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-    CENTERED: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-    MASKED: tl.constexpr,
-):
+    param, grad, state1, state2, state3, at, length, x, k0, k1, numbers,
+    rate, step_rate, root_correction, momentum, kept, undamped, beta1, rest1, beta2, rest2, eps, weight_decay,
+    OPTIMIZER: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr,
+    DECAY: tl.constexpr, DECOUPLED: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
+    AMSGRAD: tl.constexpr, CENTERED: tl.constexpr, MAXIMIZE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
     stored = load(param, at, length, MASKED)
     p, g = widen(stored), widen(load(grad, at, length, MASKED))
     f = factor(word(x + at.to(tl.uint32), k0, k1), numbers, KIND)
     if MAXIMIZE:
         g = -g
-    if DECOUPLED:
-        p = p - rate * f * weight_decay * p
-    elif DECAY:
-        g = g + weight_decay * p
+    if DECAY:
+        if DECOUPLED:
+            p = p - rate * f * weight_decay * p
+        else:
+            g = g + weight_decay * p
     if OPTIMIZER == SGD:
         if MOMENTUM:
             b = kept * widen(load(state1, at, length, MASKED)) + undamped * g
@@ -122,42 +93,14 @@ def _update_block(
 
 @triton.jit(do_not_specialize=["seed0", "seed1", "counter0", "counter1", "stream"])
 def update_kernel(
-    rows,
-    chunks,
-    numbers,
-    seed0,
-    seed1,
-    counter0,
-    counter1,
-    stream,
-    lr,
-    momentum,
-    undamped,
-    beta1,
-    rest1,
-    beta2,
-    rest2,
-    log_beta1,
-    log_beta1_rest,
-    log_beta2,
-    log_beta2_rest,
-    eps,
-    weight_decay,
-    OPTIMIZER: tl.constexpr,
-    KIND: tl.constexpr,
-    DTYPE: tl.constexpr,
-    STATE_DTYPE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    LR_ON_DEVICE: tl.constexpr,
-    DECAY: tl.constexpr,
-    DECOUPLED: tl.constexpr,
-    MOMENTUM: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    AMSGRAD: tl.constexpr,
-    CENTERED: tl.constexpr,
-    MAXIMIZE: tl.constexpr,
-):
+    rows, chunks, numbers, seed0, seed1, counter0, counter1, stream,
+    lr, momentum, undamped, beta1, rest1, beta2, rest2,
+    log_beta1, log_beta1_rest, log_beta2, log_beta2_rest, eps, weight_decay,
+    OPTIMIZER: tl.constexpr, KIND: tl.constexpr, DTYPE: tl.constexpr, STATE_DTYPE: tl.constexpr,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr, LR_ON_DEVICE: tl.constexpr,
+    DECAY: tl.constexpr, DECOUPLED: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr,
+    AMSGRAD: tl.constexpr, CENTERED: tl.constexpr, MAXIMIZE: tl.constexpr,
+):  # fmt: skip
     """One chunk of one parameter. ``undamped``: 1 − dampening; ``rest``: 1 − beta; RMSprop's alpha is ``beta2``."""
     row, offset, length = chunk_of(rows, chunks)
     param = column(row, PARAMETER, offset, DTYPE, ALIGNED)
