@@ -589,6 +589,8 @@ def terminal() -> Console:
 def test_progress_counts_rounds_and_shows_the_last_trial():
     console = terminal()
     with LiveProgress(console) as progress:
+        for seed in range(3):
+            progress.on_reused(*trial("leap [red]", seed))
         progress.on_round_start(Round(2, 5))
         progress.on_trial_end(*trial("leap [red]", 3))
         progress.on_trial_end(*trial("ralr", 3, "ValueError: broken"))
@@ -596,7 +598,7 @@ def test_progress_counts_rounds_and_shows_the_last_trial():
         middle = said_by(console)
         progress.on_round_start(Round(4, 4))
         progress._progress.refresh()
-    assert "Round 1: 2 trials to run, 3 already there" in middle
+    assert "3 of 5 trials reused." in middle
     assert "5/5" in middle
     assert "digits, ralr, seed 3: failed" in middle
     assert "Round 2: 4 trials to run" in said_by(console)

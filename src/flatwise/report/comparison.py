@@ -21,6 +21,7 @@ from flatwise.report.table import (
     cell,
     decimals_of,
     interval,
+    labelled,
     listing,
     mean_and_sd,
     number,
@@ -46,9 +47,7 @@ def metric_label(comparison: Comparison, metric: str | None = None) -> str:
 
     Only the judged metric's unit is known: every other ``metric`` is named without one.
     """
-    if metric is not None and metric != comparison.metric:
-        return metric
-    return f"{comparison.metric} ({comparison.unit})" if comparison.unit else comparison.metric
+    return labelled(comparison.metric, comparison.unit) if metric in (None, comparison.metric) else metric
 
 
 def difference_unit(comparison: Comparison) -> str:
@@ -153,7 +152,7 @@ def final_value(comparison: Comparison, arm: ArmSummary) -> str:
 
 def judged_columns(against: str, unit: str) -> list[Column]:
     """The columns of :func:`judged_cells`."""
-    difference = Column(f"{against}\n({unit})" if unit else against, label=against)
+    difference = Column(labelled(against, unit, "\n"), label=against)
     return [difference, Column("p", label="corrected p"), Column("verdict", "verdict")]
 
 

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 
 from flatwise.report import plot
 from flatwise.report.comparison import NEUTRAL, arm_styles, difference_unit, methods, metric_label, verdict_note
-from flatwise.report.table import ArmStyle, with_unit
+from flatwise.report.table import ArmStyle, labelled
 from flatwise.stats import UNTESTED, Judgement
 from flatwise.study.comparison import ArmSummary, Comparison, FlatnessSummary, Measure
 from flatwise.study.store import Record
@@ -247,8 +247,7 @@ def forest_plots(comparisons: Sequence[Comparison]) -> dict[str, go.Figure]:
     """Every method's difference to vanilla in every cell: a figure for every metric that cells are judged by."""
     groups: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
-        unit = difference_unit(comparison)
-        metric = with_unit(comparison.metric, f"({unit})" if unit else "")
+        metric = labelled(comparison.metric, difference_unit(comparison))
         groups.setdefault(f"{metric}, {comparison.better} is better", []).append(comparison)
     return {name: _forest(found) for name, found in groups.items()}
 

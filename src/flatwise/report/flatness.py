@@ -30,6 +30,7 @@ from flatwise.report.table import (
     cell,
     decimals_of,
     interval,
+    labelled,
     listing,
     mean_and_sd,
     number,
@@ -85,8 +86,7 @@ def against_controls(comparison: Comparison, flatness: FlatnessSummary) -> Table
             yield cell(f"{difference} ({bounds})" if bounds else difference, (arm.vs_control.verdict, "dim"))
         yield from _measure_cells(flatness, arm, control=True)
 
-    unit = difference_unit(comparison)
-    columns = (ARM, Column(f"{comparison.metric}\n({unit})" if unit else comparison.metric))
+    columns = (ARM, Column(labelled(comparison.metric, difference_unit(comparison), "\n")))
     controlled = [arm for arm in comparison.arms if arm.vs_control is not None]
     return Table((*columns, *_measure_columns(flatness)), arm_rows(comparison, controlled, cells))
 

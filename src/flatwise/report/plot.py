@@ -12,7 +12,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 
 from flatwise.report.comparison import NEUTRAL, difference_unit
-from flatwise.report.table import ArmStyle, with_unit
+from flatwise.report.table import ArmStyle, labelled
 from flatwise.stats import Judgement
 from flatwise.study.comparison import Comparison
 
@@ -203,9 +203,7 @@ def lay_out_differences(
         rows: the ends of the y axis.
         height: height in pixels.
     """
-    unit = difference_unit(comparison)
-    title = with_unit(f"difference in {comparison.metric}", f"({unit})" if unit else "")
-    lay_out(figure, height=height, x=title)
+    lay_out(figure, height=height, x=labelled(f"difference in {comparison.metric}", difference_unit(comparison)))
     low, high = min([0.0, *reach]), max([0.0, *reach])
     margin = 0.08 * (high - low) or 1.0
     low, high = low - margin, high + margin

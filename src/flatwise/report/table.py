@@ -237,6 +237,11 @@ def with_unit(text: str, unit: str) -> str:
     return f"{text} {unit}" if unit else text
 
 
+def labelled(name: str, unit: str, gap: str = " ") -> str:
+    """``"test_error (%)"``: a name with its unit in brackets, where there is one."""
+    return f"{name}{gap}({unit})" if unit else name
+
+
 def listing(names: Iterable[str]) -> str:
     """``"a, b and c"``; empty for no name."""
     *head, last = [*names] or [""]

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from flatwise.report.plot import Array, escape, floats, lay_out, value_axis
-from flatwise.report.table import NOTHING, Column, Table, cell, listing, number_of, plural, row
+from flatwise.report.table import NOTHING, Column, Table, cell, labelled, listing, number_of, plural, row
 from flatwise.stats import Better
 from flatwise.study.arms import VANILLA
 from flatwise.study.plan import TuningResult
@@ -176,7 +176,7 @@ def edges_by_cell(study: StudySpec, results: Iterable[CellResult]) -> dict[str, 
 
 def validation_label(task: Task) -> str:
     """The metric that settings are chosen by, with its unit."""
-    return f"{task.validation_metric} ({task.unit})" if task.unit else task.validation_metric
+    return labelled(task.validation_metric, task.unit)
 
 
 def is_tuned(study: StudySpec) -> bool:
