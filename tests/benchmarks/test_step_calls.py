@@ -1,4 +1,4 @@
-"""A step stays cheap: the calls of our functions in a warmed-up step, as `benchmarks/step_calls.py` counts them."""
+"""A step's overhead stays small: `benchmarks/step_calls.py` counts the calls of our functions in one."""
 
 import sys
 from pathlib import Path

@@ -1,14 +1,13 @@
-"""The handle of a perturbed optimizer: the state that checkpoints keep, and the hooks that make every step noisy."""
+"""The handle of a perturbed optimizer, and the hooks that make every step noisy."""
 
 from __future__ import annotations
 
 import functools
 import sys
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from flatwise._attach.factors import Calendar, Factors
 from flatwise._attach.parameters import knows_names
+from flatwise._attach.state import State, warn_if_named_otherwise, warn_if_other
 from flatwise._attach.step import NoisyStep
 from flatwise._attach.support import KNOWN
 from flatwise._noise.keys import COUNTER_LIMIT, stream_seed
@@ -25,60 +25,6 @@ from flatwise.perturbation import Perturbation
 HANDLE = "_flatwise_handle"
 
 Remover = Callable[[], object]
-
-
-class State(NamedTuple):
-    """The state of a perturbed optimizer: plain numbers in ``param_groups``, which every framework saves.
-
-    Attributes:
-        step: optimizer steps taken under the perturbation (or before it, as the user said).
-        seed: the seed of the noise.
-        stream: the number that tells optimizers of the same seed apart.
-        fingerprint: a hash of the perturbations and their calendar.
-        support: how it is known that the optimizer can be perturbed; see :mod:`flatwise._attach.support`.
-        named: 1 if parameters are identified by name, 0 if by position.
-    """
-
-    step: int
-    seed: int
-    stream: int
-    fingerprint: int
-    support: int
-    named: int
-
-    @classmethod
-    def read(cls, optimizer: Optimizer) -> State | None:
-        """The state that an optimizer carries, or ``None``; a group that was added later may not have it yet."""
-        for group in optimizer.param_groups:
-            if _STEP in group:
-                return cls(*(int(group.get(key, 0)) for key in _KEYS))
-        return None
-
-    def write(self, optimizer: Optimizer) -> None:
-        """Put the state into every parameter group."""
-        entries = dict(zip(_KEYS, self, strict=True))
-        for group in optimizer.param_groups:
-            group.update(entries)
-
-    def write_step(self, optimizer: Optimizer) -> None:
-        """:meth:`write` if only the step is new; a group that was added since gets all of it."""
-        for group in optimizer.param_groups:
-            if _SEED in group:
-                group[_STEP] = self.step
-            else:
-                self.write(optimizer)
-
-    def is_in(self, optimizer: Optimizer) -> bool:
-        """Whether the optimizer carries this state, apart from ``support``; a quick check for every step."""
-        for group in optimizer.param_groups:
-            if _STEP in group:
-                same = group[_STEP] == self.step and group[_SEED] == self.seed and group[_STREAM] == self.stream
-                return bool(same and group[_FINGERPRINT] == self.fingerprint)
-        return False
-
-
-_KEYS = tuple(f"flatwise_{field}" for field in State._fields)
-_STEP, _SEED, _STREAM, _FINGERPRINT, _, _ = _KEYS
 
 
 def handle_of(optimizer: Optimizer) -> Handle | None:
@@ -245,9 +191,7 @@ class Handle:
             remover()
         self._removers = []
         LIVE.discard(self)
-        for group in self.optimizer.param_groups:
-            for key in _KEYS:
-                group.pop(key, None)
+        State.erase(self.optimizer)
 
     def __enter__(self) -> Handle:
         return self
@@ -459,36 +403,6 @@ def _is_priming(optimizer: Optimizer, kwargs: dict[str, Any]) -> bool:
     """
     closure_is_none = "closure" in kwargs and kwargs["closure"] is None
     return closure_is_none and all(float(group.get("lr", 1.0)) == 0.0 for group in optimizer.param_groups)
-
-
-def warn_if_other(loaded: State, seed: int | None, stream: int | None, mark: int) -> None:
-    """Warn if a loaded state has another seed or stream than requested, or belongs to other perturbations."""
-    for name, asked, carried in (("seed", seed, loaded.seed), ("stream", stream, loaded.stream)):
-        if asked not in (None, carried):
-            warnings.warn(
-                f"the optimizer carries noise of {name} {carried} from a checkpoint and continues it; "
-                f"{name}={asked} is not used. Omit {name}, or delete the flatwise_* entries from the checkpoint's "
-                "param_groups",
-                stacklevel=4,
-            )
-    if loaded.fingerprint != mark:
-        warnings.warn(
-            "the loaded state was saved under another perturbation, or with another steps_per_epoch or epochs; "
-            "training goes on with those given here",
-            stacklevel=4,
-        )
-
-
-def warn_if_named_otherwise(loaded: State, optimizer: Optimizer) -> None:
-    """Warn if the parameters of a loaded state were identified by name and now are not, or the other way round."""
-    if loaded.named != knows_names(optimizer):
-        then, now = ("name", "position") if loaded.named else ("position", "name")
-        warnings.warn(
-            f"the loaded state was saved with parameters identified by {then}, and this optimizer identifies them by "
-            f"{now}: the noise goes on as another. Make the optimizer from the same parameters as before, "
-            f"{'model.named_parameters()' if loaded.named else 'model.parameters()'}",
-            stacklevel=4,
-        )
 
 
 def in_range(name: str, value: object, limit: int) -> int:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from flatwise._attach.factors import Calendar, Factors
-from flatwise._attach.handle import HANDLE, LIVE, Handle, State, in_range, warn_if_named_otherwise, warn_if_other
+from flatwise._attach.handle import HANDLE, LIVE, Handle, in_range
 from flatwise._attach.parameters import check_memory, knows_names, parameters_of, share_tensor_rates
+from flatwise._attach.state import State, warn_if_named_otherwise, warn_if_other
 from flatwise._attach.support import check_supported, keep_step, unwrapped
 from flatwise._noise.keys import COUNTER_LIMIT, SEED_LIMIT, STREAM_LIMIT
 from flatwise.distributions import as_integer
