@@ -1,1 +1,1 @@
-"""From a task and its arms to records: trials, tasks, the store and the runner."""
+"""Comparisons and studies: tasks, arms, the plan, the engine and executors, the store, and the analysis."""

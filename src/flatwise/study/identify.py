@@ -38,7 +38,6 @@ from flatwise.exceptions import FlatwiseError
 
 _EXACT = (type(None), bool, int, float, complex, str, bytes, type(...), type(NotImplemented))
 _NAMED = (torch.device, torch.dtype, torch.layout, torch.memory_format)
-_NO_VALUE = object()
 
 # What is known by the functions that it holds, and where it holds them.
 _WRAPPERS: dict[type, tuple[str, ...]] = {
