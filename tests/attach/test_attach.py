@@ -926,3 +926,20 @@ def test_every_run_of_ranges_is_recognised():
 def test_the_comparison_tells_minus_zero_from_zero():
     """The helper `bits` tells −0 from 0: otherwise 'keeps its bits' would mean less than it says."""
     assert not torch.equal(bits(torch.tensor(-0.0)), bits(torch.tensor(0.0)))
+
+
+def test_a_state_under_the_library_s_former_name_is_loaded_with_a_warning():
+    def perturbed():
+        optimizer = torch.optim.SGD([torch.zeros(3, requires_grad=True)], lr=0.1)
+        return optimizer, flatwise.perturb(optimizer, flatwise.leap(0.05), seed=7)
+
+    optimizer, handle = perturbed()
+    handle.step = 5
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        for key in [key for key in group if key.startswith("flatwise_")]:
+            group[key.replace("flatwise_", "flatter_")] = group.pop(key)
+    again, handle = perturbed()
+    with pytest.warns(UserWarning, match="saved by flatter"):
+        again.load_state_dict(saved)
+    assert handle.step == 0
