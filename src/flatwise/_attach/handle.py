@@ -276,8 +276,8 @@ class Handle:
         elif any("flatter_step" in group for group in optimizer.param_groups):
             warnings.warn(
                 "the loaded state was saved by flatter, as flatwise was called, and its noise is not continued: it "
-                f"goes on from step {self._state.step}. Rename the keys flatter_* of each group in state['param_groups'] to "
-                "flatwise_* before loading",
+                f"goes on from step {self._state.step}. Rename the keys flatter_* of each group in "
+                "state['param_groups'] to flatwise_* before loading",
                 stacklevel=3,
             )
         named = int(knows_names(optimizer))
