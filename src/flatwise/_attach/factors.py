@@ -134,6 +134,7 @@ class Factors:
         self._ids: dict[Tensor, int] = {}
         # Of each group the parameters' ids in this process, and their names.
         self._structure: list[tuple[list[int], list[str] | None]] | None = None
+        self._changes = 0
         self._effective = [(position, p) for position, p in enumerate(perturbations) if not p.is_identity]
         self.forms = {position: _kernel_form(p) for position, p in self._effective if not p.acts_on_rate}
         self.is_fine = bool(self.forms)
@@ -176,8 +177,11 @@ class Factors:
         """The ids of some of the optimizer's parameters, as of the last :meth:`refresh`."""
         return [self._ids[parameter] for parameter in parameters]
 
-    def refresh(self) -> bool:
-        """Look at the groups, parameters and names again; ``True`` if they changed.
+    def refresh(self) -> int:
+        """Look at the groups, parameters and names again.
+
+        Returns:
+            How often they were found changed so far: what was prepared for them is right while this is the same.
 
         Raises:
             ValueError: see :func:`flatwise._attach.parameters.parameter_ids`.
@@ -186,11 +190,12 @@ class Factors:
             (list(map(id, group["params"])), group.get("param_names")) for group in self._optimizer.param_groups
         ]
         if structure == self._structure:
-            return False
+            return self._changes
         self._ids = parameter_ids(self._optimizer)
         # A copy of the names, because the user may edit the list in place.
         self._structure = [(ids, None if names is None else list(names)) for ids, names in structure]
-        return True
+        self._changes += 1
+        return self._changes
 
     def shares_draws(self, other: Factors) -> bool:
         """Whether some parameter of each would draw the same words, given the same seed."""
