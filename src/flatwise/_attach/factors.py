@@ -125,6 +125,7 @@ class Factors:
         calendar: how steps make epochs.
         forms: for each perturbation that is finer than a group, by position, its distribution as the kernels know it.
         is_fine: whether there are any: then updates are scaled.
+        changes: how often :meth:`refresh` has found groups, parameters or names changed.
     """
 
     def __init__(self, optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar) -> None:
@@ -134,7 +135,7 @@ class Factors:
         self._ids: dict[Tensor, int] = {}
         # Of each group the parameters' ids in this process, and their names.
         self._structure: list[tuple[list[int], list[str] | None]] | None = None
-        self._changes = 0
+        self.changes = 0
         self._effective = [(position, p) for position, p in enumerate(perturbations) if not p.is_identity]
         self.forms = {position: _kernel_form(p) for position, p in self._effective if not p.acts_on_rate}
         self.is_fine = bool(self.forms)
@@ -181,7 +182,7 @@ class Factors:
         """Look at the groups, parameters and names again.
 
         Returns:
-            How often they were found changed so far: what was prepared for them is right while this is the same.
+            The number of ``changes``: what was prepared for the parameters is right while it stays the same.
 
         Raises:
             ValueError: see :func:`flatwise._attach.parameters.parameter_ids`.
@@ -190,12 +191,12 @@ class Factors:
             (list(map(id, group["params"])), group.get("param_names")) for group in self._optimizer.param_groups
         ]
         if structure == self._structure:
-            return self._changes
+            return self.changes
         self._ids = parameter_ids(self._optimizer)
         # A copy of the names, because the user may edit the list in place.
         self._structure = [(ids, None if names is None else list(names)) for ids, names in structure]
-        self._changes += 1
-        return self._changes
+        self.changes += 1
+        return self.changes
 
     def shares_draws(self, other: Factors) -> bool:
         """Whether some parameter of each would draw the same words, given the same seed."""

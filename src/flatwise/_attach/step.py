@@ -47,7 +47,7 @@ class NoisyStep:
         self._rates = RateLoan()
         self._copied: Copied | None = None  # in this step
         self._closure_is_first = False
-        self._prepared_for = 0  # which of the factors' changes
+        self._prepared_for = factors.changes
         self.noise: Noise | None = None
         self.release()
 
