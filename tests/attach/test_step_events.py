@@ -329,6 +329,26 @@ def test_a_run_and_its_copy_agree_after_a_group_was_replaced(make):
     assert same_bits(values(optimizer), values(twin.optimizer))
 
 
+@pytest.mark.parametrize("make", [torch.optim.SGD, flatwise.optim.SGD])
+@pytest.mark.parametrize("change", ["a name", "a group"])
+def test_asking_for_a_factor_does_not_hide_a_change_from_the_step(make, change):
+    first, second = one_parameter(), one_parameter()
+    groups = [{"params": [("a", first)]}, {"params": [("b", second)]}]
+    if change == "a group":  # then what stays has another position
+        groups = [{"params": [first]}, {"params": [second]}]
+    optimizer = make(groups, lr=1.0)
+    handle = flatwise.perturb(optimizer, flatwise.leap(0.5))
+    first.grad = None
+    optimizer.step()
+    if change == "a group":
+        del optimizer.param_groups[0]
+    else:
+        optimizer.param_groups[1]["param_names"][0] = "c"
+    factor, old = handle.factor(1, second), second.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(second - old, -factor)
+
+
 def test_buffers_of_replaced_parameters_are_released():
     optimizer = torch.optim.SGD(make_parameters(), lr=0.1)
     handle = flatwise.perturb(optimizer, flatwise.leap(0.1))

@@ -125,6 +125,7 @@ class Factors:
         calendar: how steps make epochs.
         forms: for each perturbation that is finer than a group, by position, its distribution as the kernels know it.
         is_fine: whether there are any: then updates are scaled.
+        changes: how often :meth:`refresh` has found groups, parameters or names changed.
     """
 
     def __init__(self, optimizer: Optimizer, perturbations: tuple[Perturbation, ...], calendar: Calendar) -> None:
@@ -134,6 +135,7 @@ class Factors:
         self._ids: dict[Tensor, int] = {}
         # Of each group the parameters' ids in this process, and their names.
         self._structure: list[tuple[list[int], list[str] | None]] | None = None
+        self.changes = 0
         self._effective = [(position, p) for position, p in enumerate(perturbations) if not p.is_identity]
         self.forms = {position: _kernel_form(p) for position, p in self._effective if not p.acts_on_rate}
         self.is_fine = bool(self.forms)
@@ -176,8 +178,11 @@ class Factors:
         """The ids of some of the optimizer's parameters, as of the last :meth:`refresh`."""
         return [self._ids[parameter] for parameter in parameters]
 
-    def refresh(self) -> bool:
-        """Look at the groups, parameters and names again; ``True`` if they changed.
+    def refresh(self) -> int:
+        """Look at the groups, parameters and names again.
+
+        Returns:
+            The number of ``changes``: what was prepared for the parameters is right while it stays the same.
 
         Raises:
             ValueError: see :func:`flatwise._attach.parameters.parameter_ids`.
@@ -186,11 +191,12 @@ class Factors:
             (list(map(id, group["params"])), group.get("param_names")) for group in self._optimizer.param_groups
         ]
         if structure == self._structure:
-            return False
+            return self.changes
         self._ids = parameter_ids(self._optimizer)
         # A copy of the names, because the user may edit the list in place.
         self._structure = [(ids, None if names is None else list(names)) for ids, names in structure]
-        return True
+        self.changes += 1
+        return self.changes
 
     def shares_draws(self, other: Factors) -> bool:
         """Whether some parameter of each would draw the same words, given the same seed."""

@@ -47,6 +47,7 @@ class NoisyStep:
         self._rates = RateLoan()
         self._copied: Copied | None = None  # in this step
         self._closure_is_first = False
+        self._prepared_for = factors.changes
         self.noise: Noise | None = None
         self.release()
 
@@ -143,8 +144,10 @@ class NoisyStep:
 
     def _refresh_and_copy(self, noise: Noise) -> None:
         """Copy what may move, as it is now."""
-        if self._factors.refresh():
+        changes = self._factors.refresh()
+        if changes != self._prepared_for:
             self.release()
+            self._prepared_for = changes
             check_memory(parameters_of(self._optimizer))
         self._copy(noise, every=self._moves_all)
 
