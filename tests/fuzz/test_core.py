@@ -279,6 +279,7 @@ class Life:
         self.optimizer = self.make(self.kind.make, groups)
         self.twin = self.make(self.kind.twin or self.kind.make, [self.copied(group) for group in groups])
         self.scheduler = None
+        self.scheduled = False  # torch's schedulers wrap the optimizer's step, and the wrapper outlives them
         self.steps = 0
         self.seen = []
         self.hooked = False
@@ -536,6 +537,7 @@ class Life:
         if self.scheduler is None:
             pair = self.optimizer, self.twin
             self.scheduler = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) for optimizer in pair]
+            self.scheduled = True
         for scheduler in self.scheduler:
             scheduler.step()
 
@@ -593,7 +595,7 @@ class Life:
             assert flatwise.handle_of(original) is handle
         self.handle = flatwise.handle_of(self.optimizer)
         assert self.handle is not None
-        self.scheduler, self.hooked = None, False
+        self.scheduler, self.scheduled, self.hooked = None, False, False
 
     @event(first=st.sampled_from(["load", "attach"]))
     def it_is_resumed_in_a_new_process(self, first):
@@ -613,7 +615,7 @@ class Life:
             self.optimizer.load_state_dict(saved)
         assert self.handle.step == self.steps
         self.the_twin_loads_too()
-        self.scheduler, self.hooked = None, False
+        self.scheduler, self.scheduled, self.hooked = None, False, False
 
     def the_twin_loads_too(self):
         """Torch may change the dtype of what it loads, as of NAdam's products."""
@@ -644,7 +646,7 @@ class Life:
     def it_is_removed_and_attached_again(self):
         self.handle.remove()
         assert not [key for group in self.optimizer.param_groups for key in group if "flatwise" in key]
-        if self.scheduler is None:
+        if not self.scheduled:
             assert "step" not in vars(self.optimizer)
         assert not [key for key in vars(self.optimizer) if "flatwise" in key or key == "__reduce_ex__"]
         assert len(self.optimizer._optimizer_step_pre_hooks) == self.hooked
