@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import sys
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -273,13 +272,6 @@ class Handle:
             warn_if_other(loaded, *self._asked, mark)
             if self._factors.is_fine:
                 warn_if_named_otherwise(loaded, optimizer)
-        elif any("flatter_step" in group for group in optimizer.param_groups):
-            warnings.warn(
-                "the loaded state was saved by flatter, as flatwise was called, and its noise is not continued: it "
-                f"goes on from step {self._state.step}. Rename the keys flatter_* of each group in "
-                "state['param_groups'] to flatwise_* before loading",
-                stacklevel=3,
-            )
         named = int(knows_names(optimizer))
         self._set_state((loaded or self._state)._replace(fingerprint=mark, support=self._state.support, named=named))
 

@@ -31,10 +31,20 @@ class State(NamedTuple):
 
     @classmethod
     def read(cls, optimizer: Optimizer) -> State | None:
-        """The state that an optimizer carries, or ``None``; a group that was added later may not have it yet."""
+        """The state that an optimizer carries, or ``None``; a group that was added later may not have it yet.
+
+        Warns:
+            UserWarning: there is none, but one under the library's former name, which is not continued.
+        """
         for group in optimizer.param_groups:
             if _STEP in group:
                 return cls(*(int(group.get(key, 0)) for key in _KEYS))
+        if any(_FORMER_STEP in group for group in optimizer.param_groups):
+            warnings.warn(
+                "the loaded state was saved by flatter, flatwise's former name, and its noise is not continued. Rename "
+                "the keys flatter_* of each group in state['param_groups'] to flatwise_* before loading",
+                stacklevel=3,
+            )
         return None
 
     def write(self, optimizer: Optimizer) -> None:
@@ -69,6 +79,7 @@ class State(NamedTuple):
 
 _KEYS = tuple(f"flatwise_{field}" for field in State._fields)
 _STEP, _SEED, _STREAM, _FINGERPRINT, _, _ = _KEYS
+_FORMER_STEP = "flatter_step"
 
 
 def warn_if_other(loaded: State, seed: int | None, stream: int | None, mark: int) -> None:
