@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from flatwise.study.analysis import judged_comparison
@@ -135,8 +135,9 @@ def run_plan(
     results = [result_of(cell, run.records.get, store, level) for cell in cells]
     for cell, result in zip(cells, results, strict=True):
         if result.comparison is not None and store.is_writable:
-            family = replace(cell.subject, name=cell.cell.name).family
-            store.remember_judged(family, judged_comparison(cell.trials, cell.arms, result.comparison.seeds))
+            store.remember_judged(
+                cell.named_subject.family, judged_comparison(cell.trials, cell.arms, result.comparison.seeds)
+            )
     return results
 
 

@@ -1,8 +1,8 @@
 """What a study runs, and in which order: tuning of the baseline, tuning of the arms, the runs that are judged.
 
-A plan is a generator that yields rounds of trials and is sent the value of each. It holds no state of its own: played
-again with what the store holds, it comes to where it was. So a study goes on after any death, and ``status`` and
-``report`` ask the same plan as ``run``.
+A plan is a generator that yields rounds of trials and is sent the value of each. It keeps no state: replayed with the
+stored values, it reaches the same point. So a killed study resumes, and ``status`` and ``report`` ask the same plan as
+``run``.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ class TunedCell:
     arms: tuple[Arm, ...]
     trials: tuple[TrialSpec, ...]
 
+    @property
+    def named_subject(self) -> Subject:
+        """The subject under the cell's name, as the comparison has it."""
+        return replace(self.subject, name=self.cell.name)
+
 
 def plan_study(study: StudySpec, note: Note | None = None) -> TrialRounds[list[TunedCell]]:
     """The plan of a whole study: all cells at once. For ``note`` see :func:`plan_cell`."""
@@ -114,7 +119,7 @@ def plan_cell(study: StudySpec, cell: CellSpec, note: Note | None = None) -> Tri
     ]
     tuned = yield from together(searches)
     chosen = [
-        normalised(arm_with(arm, start, each.choice), task, settings, note)
+        normalised_arm(arm_with(arm, start, each.choice), task, settings, note)
         for arm, each in zip(study.arms, tuned, strict=True)
     ]
     arms = with_controls(chosen, controls=study.final.controls)
@@ -167,7 +172,7 @@ def arm_with(arm: ArmSpec, start: Mapping[str, Any], configuration: Configuratio
     return make_arm(arm.method, arguments, name=arm.name, settings={**start, **arm.settings, **rest})  # type: ignore[arg-type]
 
 
-def normalised(arm: Arm, task: Task, settings: Settings, note: Note | None = None) -> Arm:
+def normalised_arm(arm: Arm, task: Task, settings: Settings, note: Note | None = None) -> Arm:
     """The arm with the settings that differ from the cell's, as they are trained with.
 
     So that two ways to say one thing are one trial, and an arm that says what vanilla does is known as vanilla.
@@ -206,7 +211,7 @@ class _Search:
 
     def trials(self, configuration: Configuration) -> list[TrialSpec]:
         """The trials of one configuration, one per tuning seed."""
-        arm = normalised(arm_with(self.arm, self.start, configuration), self.task, self.settings, self.note)
+        arm = normalised_arm(arm_with(self.arm, self.start, configuration), self.task, self.settings, self.note)
         threads = self.study.threads
         return [TrialSpec(self.subject, arm, seed, threads, tuning=True) for seed in self.study.tuning.seeds]
 
@@ -216,7 +221,7 @@ class _Search:
 
 
 def _tune(search: _Search, trials: int | None, trained: Container[str] = ()) -> TrialRounds[TuningResult]:
-    """Plays a search.
+    """Run a search.
 
     Args:
         search: what it trains.

@@ -12,8 +12,7 @@ from flatwise.study.comparison import Comparison
 from flatwise.study.flatness import is_measured
 from flatwise.study.plan import TunedCell, TuningResult, plan_cell
 from flatwise.study.spec import CellSpec, StudySpec
-from flatwise.study.store import Record, Store
-from flatwise.study.subjects import TrialSpec
+from flatwise.study.store import Outcome, Record, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +54,8 @@ def study_results(study: StudySpec, store: Store) -> list[CellResult]:
     """The results of every cell as far as the store has them; nothing is run."""
     results = []
     for cell in study.cells:
-        played, _ = _play(study, cell, store)
-        known = None if played is None else result_of(played, store.get, store, study.final.level)
+        tuned, _ = _replay(study, cell, store)
+        known = None if tuned is None else result_of(tuned, store.get, store, study.final.level)
         results.append(known or CellResult(cell, None, (), None))
     return results
 
@@ -65,43 +64,42 @@ def study_status(study: StudySpec, store: Store) -> list[CellStatus]:
     """How far every cell is; nothing is run."""
     found = []
     for cell in study.cells:
-        played, rounds = _play(study, cell, store)
-        specs = {spec.key: spec for specs in rounds for spec in specs}
-        outcomes = [store.outcome(key) for key in specs]
-        ended = [outcome for outcome in outcomes if outcome is not None]
+        tuned, outcomes = _replay(study, cell, store)
+        ended = [outcome for outcome in outcomes.values() if outcome is not None]
         stage: Literal["tuning", "final runs", "done"] = "tuning"
-        if played is not None:
-            stage = "done" if all(spec.key in store for spec in played.trials) else "final runs"
+        if tuned is not None:  # then every tuning trial has ended
+            stage = "done" if len(ended) == len(outcomes) else "final runs"
         found.append(
             CellStatus(
                 name=cell.name,
                 stage=stage,
                 ended=len(ended),
-                planned=len(specs),
+                planned=len(outcomes),
                 failed=sum(status == "failed" for status, _ in ended),
             )
         )
     return found
 
 
-def _play(study: StudySpec, cell: CellSpec, store: Store) -> tuple[TunedCell | None, list[list[TrialSpec]]]:
-    """Plays a cell's plan as far as the store goes.
+def _replay(study: StudySpec, cell: CellSpec, store: Store) -> tuple[TunedCell | None, dict[str, Outcome | None]]:
+    """Replay a cell's plan as far as the store has results.
 
     Returns:
-        The cell, or ``None`` where its tuning is not done yet; and the rounds up to there.
+        The cell, or ``None`` where its tuning is not done yet; and the outcome of every trial up to there, by key.
     """
     plan = plan_cell(study, cell)
-    rounds: list[list[TrialSpec]] = []
+    outcomes: dict[str, Outcome | None] = {}
     try:
-        rounds.append(next(plan))
+        specs = next(plan)
         # The final runs, the last round, may be on their way: the plan asks nothing of them.
         while True:
-            found = {spec.key: store.outcome(spec.key) for spec in rounds[-1]}
-            if rounds[-1][0].tuning and None in found.values():
-                return None, rounds
-            rounds.append(plan.send({key: math.nan if each is None else each[1] for key, each in found.items()}))
+            found = {spec.key: store.outcome(spec.key) for spec in specs}
+            outcomes |= found
+            if specs[0].tuning and None in found.values():
+                return None, outcomes
+            specs = plan.send({key: math.nan if each is None else each[1] for key, each in found.items()})
     except StopIteration as end:
-        return end.value, rounds
+        return end.value, outcomes
 
 
 def result_of(tuned: TunedCell, find: Callable[[str], Record | None], store: Store, level: float) -> CellResult:
@@ -127,6 +125,7 @@ def result_of(tuned: TunedCell, find: Callable[[str], Record | None], store: Sto
         flatness = tuned.trials[0].flatness
         if not all(is_measured(record, flatness) for record in records):
             flatness = None  # not yet, or not all with these settings
-        subject = replace(tuned.subject, name=tuned.cell.name)
-        comparison = analyse(subject, records, tuned.arms, seeds, level=level, flatness=flatness, store=store)
+        comparison = analyse(
+            tuned.named_subject, records, tuned.arms, seeds, level=level, flatness=flatness, store=store
+        )
     return CellResult(tuned.cell, tuned.baseline, tuned.tuned, comparison)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from flatwise.exceptions import FlatwiseError
 
 Status = Literal["finished", "failed"]
+Outcome = tuple[Status, float]  # of a trial: its final metric, NaN if it failed
 # What flatwise adds to the metrics of an epoch.
 OWN_COLUMNS = ("scheduled_lr", "effective_lr", "seconds")
 
@@ -273,9 +274,6 @@ class Store:
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
-    def __contains__(self, key: str) -> bool:
-        return self._read("SELECT 1 FROM trials WHERE key = ?", key) is not None
-
     def keys(self) -> set[str]:
         """The keys of all trials.
 
@@ -284,7 +282,7 @@ class Store:
         """
         return {key for (key,) in self._rows("SELECT key FROM trials")}
 
-    def outcome(self, key: str) -> tuple[Status, float] | None:
+    def outcome(self, key: str) -> Outcome | None:
         """A trial's status and final metric (NaN if it failed), without its record; ``None`` if it has not ended yet.
 
         Raises:
