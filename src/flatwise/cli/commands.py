@@ -32,7 +32,6 @@ from flatwise.study.arms import DEFAULT_ARMS, split_arms
 from flatwise.study.comparison import Comparison
 from flatwise.study.flatness import FlatnessSettings
 from flatwise.study.registry import (
-    PluginError,
     all_tasks,
     known_studies,
     load_study,
@@ -181,12 +180,9 @@ def _listed(names: Any) -> str:
 def tasks() -> None:
     """List the tasks: the built-in one and those of installed packages, such as flatwise-papers."""
     table = Table("task", "what it trains", "epochs", box=None)
-    try:
-        known = all_tasks()
-    except PluginError as error:
-        fail(str(error))
-    for task in known.values():
-        table.add_row(task.name, task.summary, str(task.settings.epochs))
+    with errors():
+        for task in all_tasks().values():
+            table.add_row(task.name, task.summary, str(task.settings.epochs))
     terminal().print(table)
 
 
@@ -199,9 +195,7 @@ def compare(
     seeds: Annotated[
         int, typer.Option(min=1, help="Number of seeds; with all methods, fewer than 8 cannot reach a verdict.")
     ] = 10,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of data files \\[default: FLATWISE_DATA, else a download].")
-    ] = None,
+    data_dir: DataDir = None,
     out: Annotated[Path | None, typer.Option(help="Folder for trials and report \\[default: runs/TASK].")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of each trial \\[default: the task's].")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step \\[default: the task's].")] = None,

@@ -222,16 +222,16 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
-    known = all_tasks()
-    if name in known:
-        return known[name]
-    remembered = _REMEMBERED.get()
-    if ":" in name and remembered is not None:
+    if ":" in name:  # the user's own; the plugins, which take long to import, are not asked
+        remembered = _REMEMBERED.get()
+        if remembered is None:
+            return _import_task(name)
         if name not in remembered:
             raise UnknownTaskError(f"nothing of the task {name!r} was run yet, and only `flatwise run` imports it")
         return remembered[name]
-    if ":" in name:
-        return _import_task(name)
+    known = all_tasks()
+    if name in known:
+        return known[name]
     raise UnknownTaskError(
         f"there is no task {name!r}: {did_you_mean(name, known)}The tasks are {', '.join(known)}.{_more('tasks')}"
     )
