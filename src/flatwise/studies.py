@@ -97,9 +97,8 @@ def compare(
             changed: see :func:`flatwise.study.identify.identify`. Default: nothing is written.
         name: what the report calls the task; default: the training function's name.
         settings: what ``train`` depends on besides its code and globals; it is shown, and a change runs all trials
-            again. Default: none. A
-            mapping, a dataclass, a pydantic model or an argparse namespace of numbers, text, lists, paths, enums, torch
-            devices and dtypes, numpy scalars, and of such mappings.
+            again. Default: none. A mapping, a dataclass, a pydantic model or an argparse namespace of numbers, text,
+            lists, paths, enums, torch devices and dtypes, numpy scalars, and of such mappings.
         flatness: measure how flat the loss is around each trial's final model, and add it to the report; ``train``
             must call :meth:`flatwise.Trial.measure_flatness`. :class:`flatwise.FlatnessSettings` say what is measured
             and how much work it may take; ``True`` means the defaults. Trials in ``out`` without flatness, or with
@@ -169,7 +168,7 @@ def compare_task(
     retry_failed: bool = False,
     quiet: bool = False,
 ) -> Comparison:
-    """:func:`compare` for a built-in task.
+    """:func:`compare` for a task that is known by name, built in or from a plugin, or the user's own.
 
     Args:
         task_name: name of the task, such as ``"digits-mlp"``.

@@ -51,8 +51,8 @@ def analyse(
     metric, better = subject.metric, subject.better
     by_trial = {(record.arm, record.seed): record for record in records}
     of_arm = {arm.name: [by_trial[arm.name, seed] for seed in seeds] for arm in arms}
-    looks = [] if store is None else store.judged(subject.family)
-    others, of_others, absent = ([], {}, []) if store is None else _earlier(looks, arms, seeds, store)
+    judged = [] if store is None else store.judged(subject.family)
+    others, of_others, absent = ([], {}, []) if store is None else _earlier(judged, arms, seeds, store)
     everything, of_all = [*arms, *others], {**of_arm, **of_others}
     # A failed trial is NaN, which makes the pair's verdict "failed".
     final = {name: [record.final(metric) for record in own] for name, own in of_all.items()}
@@ -75,7 +75,7 @@ def analyse(
         records=tuple(records),
         flatness=None if flatness is None else summarise_flatness(of_arm, arms, final, flatness, level, barred),
         earlier_arms=tuple([arm.description for arm in others if not arm.is_control] + absent),
-        earlier_seeds=tuple(dict.fromkeys(look.seeds for look in looks if set(look.seeds) != set(seeds))),
+        earlier_seeds=tuple(dict.fromkeys(each.seeds for each in judged if set(each.seeds) != set(seeds))),
     )
 
 
@@ -100,7 +100,7 @@ def _identity(arm: Arm) -> str:
 
 
 def _earlier(
-    looks: Sequence[JudgedComparison], arms: Sequence[Arm], seeds: Sequence[int], store: Store
+    judged: Sequence[JudgedComparison], arms: Sequence[Arm], seeds: Sequence[int], store: Store
 ) -> tuple[list[Arm], dict[str, list[Record]], list[str]]:
     """Methods that were judged before and are not asked for now.
 
@@ -112,9 +112,9 @@ def _earlier(
     found: list[Arm] = []
     records: dict[str, list[Record]] = {}
     absent: list[str] = []
-    for look in reversed(looks):
-        controls = {arm.name: arm for arm in look.arms if arm.is_control}
-        for arm in look.arms:
+    for comparison in reversed(judged):
+        controls = {arm.name: arm for arm in comparison.arms if arm.is_control}
+        for arm in comparison.arms:
             if arm.is_control or arm.identity in known:
                 continue
             known.add(arm.identity)

@@ -170,7 +170,7 @@ class WorkerEnded(Exception):
 
 
 class Worker:
-    """The driver's end. The process starts at once, and is given one request after the other.
+    """The main process's handle of a worker process, which starts at once and gets one request at a time.
 
     Args:
         threads: torch threads, at least 1.
@@ -264,9 +264,9 @@ class Worker:
 
 
 def serve(connection: Connection, threads: int) -> None:
-    """Answers requests until the driver closes its end. This is what the process does."""
+    """Answer requests until the main process closes its end. Runs in the worker process."""
     threading.Thread(target=_end_with_parent, daemon=True, name="flatwise-parent").start()
-    # Ctrl-C goes to every process of the terminal: the driver alone decides what it means.
+    # Ctrl-C reaches every process of the terminal; only the main process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _unblock_interrupts()
     torch.set_num_threads(threads)
@@ -280,10 +280,10 @@ def serve(connection: Connection, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Ends this process, in the middle of whatever it does, when the driver ends: killed, it can tell nobody."""
+    """End this process at once when the main process ends: if killed, that one cannot tell its workers."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # Processes that the driver forked hold the pipe behind the sentinel open; then the parent's number tells.
+    # Processes that the main process forked hold the pipe behind the sentinel open; then the parent's number tells.
     while not wait([parent.sentinel], timeout=_SECONDS_BETWEEN_LOOKS) and os.getppid() == parent.pid:
         pass
     os._exit(1)

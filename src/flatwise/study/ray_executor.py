@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from flatwise.study.executors import ExecutorError, J, Lost, R, attempt, pack, unpack
 
-_QUEUED = 2  # jobs sent beyond those that can run, so that no worker waits for the driver
+_QUEUED = 2  # jobs sent beyond those that can run, so that no worker has to wait for the next job
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the nodes
