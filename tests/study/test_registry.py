@@ -262,3 +262,19 @@ def test_a_plugins_task_is_known_by_the_version_of_its_package(folder):
         assert outcome.sections["third"] == {"cells": 1}
         (store,) = (folder / "out").glob("*.sqlite")
         assert trials(store) == 4
+
+
+def test_a_task_of_the_users_own_loads_no_plugin(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks_without_plugins.py").write_text(
+        "from flatwise.study.tasks.classification import DIGITS_MLP\n\nMINE = DIGITS_MLP\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def refuse():
+        raise AssertionError("the plugins were loaded")
+
+    monkeypatch.setattr(registry, "plugins", refuse)
+    assert get_task("own_tasks_without_plugins:MINE").is_own
+    with pytest.raises(UnknownTaskError, match="has no 'OTHER'"):
+        get_task("own_tasks_without_plugins:OTHER")
