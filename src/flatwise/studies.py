@@ -207,7 +207,7 @@ def compare_task(
 
 @dataclass(frozen=True, slots=True)
 class StudyOutcome:
-    """What a study has come to.
+    """The results of a study.
 
     Attributes:
         study: the study.
@@ -264,7 +264,7 @@ def run_study(
 
 
 def report_study(study: StudySpec, *, out: str | Path | None = None, quiet: bool = False) -> StudyOutcome:
-    """Writes the report of what a study has come to so far, and shows its tables; runs nothing.
+    """Write the report of a study's results so far, and show its tables; runs nothing.
 
     Raises:
         StudyError: the study cannot be run as it is written, or nothing of it was run yet.

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from flatwise._attach.factors import Calendar, Factors
 from flatwise._attach.parameters import knows_names
-from flatwise._attach.state import State, warn_if_named_otherwise, warn_if_other
+from flatwise._attach.state import State, warn_if_other
 from flatwise._attach.step import NoisyStep
 from flatwise._attach.support import KNOWN
 from flatwise._noise.keys import COUNTER_LIMIT, stream_seed
@@ -269,9 +269,7 @@ class Handle:
         loaded = State.read(optimizer)
         mark = self._state.fingerprint
         if loaded is not None:
-            warn_if_other(loaded, *self._asked, mark)
-            if self._factors.is_fine:
-                warn_if_named_otherwise(loaded, optimizer)
+            warn_if_other(loaded, optimizer, *self._asked, mark, per_parameter=self._factors.is_fine)
         named = int(knows_names(optimizer))
         self._set_state((loaded or self._state)._replace(fingerprint=mark, support=self._state.support, named=named))
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from flatwise._attach.factors import Calendar, Factors
 from flatwise._attach.handle import HANDLE, LIVE, Handle, in_range
 from flatwise._attach.parameters import check_memory, knows_names, parameters_of, share_tensor_rates
-from flatwise._attach.state import State, warn_if_named_otherwise, warn_if_other
+from flatwise._attach.state import State, warn_if_other
 from flatwise._attach.support import check_supported, keep_step, unwrapped
 from flatwise._noise.keys import COUNTER_LIMIT, SEED_LIMIT, STREAM_LIMIT
 from flatwise.distributions import as_integer
@@ -91,9 +91,7 @@ def perturb(
     mark = fingerprint(perturbations, calendar.steps_per_epoch, calendar.epochs)
     start = State(step or 0, seed or 0, stream or 0, mark, support, int(knows_names(optimizer)))
     if loaded is not None:
-        warn_if_other(loaded, seed, stream, mark)
-        if factors.is_fine:
-            warn_if_named_otherwise(loaded, optimizer)
+        warn_if_other(loaded, optimizer, seed, stream, mark, per_parameter=factors.is_fine)
         start = start._replace(step=loaded.step if step is None else step, seed=loaded.seed, stream=loaded.stream)
     if factors.is_fine:
         factors.refresh()  # raises if the parameters cannot be told apart

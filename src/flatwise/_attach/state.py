@@ -82,8 +82,18 @@ _STEP, _SEED, _STREAM, _FINGERPRINT, _, _ = _KEYS
 _FORMER_STEP = "flatter_step"
 
 
-def warn_if_other(loaded: State, seed: int | None, stream: int | None, mark: int) -> None:
-    """Warn if a loaded state has another seed or stream than requested, or belongs to other perturbations."""
+def warn_if_other(
+    loaded: State, optimizer: Optimizer, seed: int | None, stream: int | None, mark: int, *, per_parameter: bool
+) -> None:
+    """Warn if a loaded state goes on otherwise than it was saved.
+
+    Args:
+        loaded: the state.
+        optimizer: the optimizer that loaded it.
+        seed, stream: as requested; ``None``: not.
+        mark: the fingerprint of the present perturbations.
+        per_parameter: whether their noise depends on how parameters are identified.
+    """
     for name, asked, carried in (("seed", seed, loaded.seed), ("stream", stream, loaded.stream)):
         if asked not in (None, carried):
             warnings.warn(
@@ -98,11 +108,7 @@ def warn_if_other(loaded: State, seed: int | None, stream: int | None, mark: int
             "training goes on with those given here",
             stacklevel=4,
         )
-
-
-def warn_if_named_otherwise(loaded: State, optimizer: Optimizer) -> None:
-    """Warn if the parameters of a loaded state were identified by name and now are not, or the other way round."""
-    if loaded.named != knows_names(optimizer):
+    if per_parameter and loaded.named != knows_names(optimizer):
         then, now = ("name", "position") if loaded.named else ("position", "name")
         warnings.warn(
             f"the loaded state was saved with parameters identified by {then}, and this optimizer identifies them by "

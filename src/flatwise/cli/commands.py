@@ -133,7 +133,7 @@ def status(study: Study, cell: Cells = None, out: Out = None) -> None:
 
 @app.command()
 def report(study: Study, cell: Cells = None, out: Out = None, quiet: Quiet = False) -> None:
-    """Write the report of what a study has come to so far; runs nothing."""
+    """Write the report of a study's results so far; runs nothing."""
     with errors():
         report_study(find_study(study, cell or (), to_run=False), out=out, quiet=quiet)
 

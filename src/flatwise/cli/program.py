@@ -91,6 +91,8 @@ def main() -> None:
         explain = getattr(error, "format_message", None)
         if explain is None:
             raise
-        _print_error(f"{explain().rstrip('.')}. `flatwise --help` and `flatwise COMMAND --help` say what there is")
+        _print_error(
+            f"{explain().rstrip('.')}. `flatwise --help` and `flatwise COMMAND --help` list the commands and options"
+        )
         status = BAD_INPUT
     sys.exit(status)
